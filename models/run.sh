@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Check every model exhaustively: the protocols as they are must pass, and each mistake named in a
+# model (-D...) must be found; a model that finds nothing wrong in a wrong protocol proves nothing.
+# One line each.  Exit status 0: all as expected; 1: not; 77: the model checker is not installed.
+#
+#   models/run.sh           all of them, JOBS=2 at a time
+#   models/run.sh sleep     those whose line contains the word
+#   KEEP=folder models/run.sh WANT_TAKEN_ONCE     keeps the trail there (see README.md)
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+
+# expected | property | model and flags
+checks() {
+    cat <<'LIST'
+pass safety claim
+pass safety claim -DRETRIES -DNT=2 -DND=2 -DNX=0
+pass safety claim -DNC=3 -DNX=0
+pass cycles claim -DNT=2
+fail cycles claim -DNT=2 -DNO_HELP
+fail safety claim -DHEAD_ADD
+fail safety claim -DCELL_NO_POSITION
+fail safety claim -DCLAIM_NO_NAME
+fail safety claim -DCLAIM_NO_CAS
+fail safety claim -DCLAIM_IGNORES_TICKET
+fail safety claim -DNOT_STARTED
+fail safety claim -DDONE_BEFORE_RESULT
+fail safety claim -DSTARTED_AGAIN
+fail safety claim -DNO_REQUEUE
+fail safety claim -DNO_GENERATION
+fail safety claim -DDONE_NOT_TAKEN
+fail safety claim -DRING_TRUSTED
+fail safety claim -DCANCEL_NO_CAS
+pass safety sleep -DNW=2
+pass safety sleep -DNW=2 -DND=2
+pass safety sleep -DNT=3 -DND=0
+pass cycles sleep -DNW=2
+fail safety sleep -DNW=2 -DNO_SECOND_LOOK
+fail safety sleep -DNW=2 -DLOOK_BEFORE_BIT
+fail safety sleep -DNW=2 -DSPINNER_LATE
+fail safety sleep -DNW=2 -DWAIT_NOT_COMPARED
+fail safety sleep -DNW=2 -DLOOK_THEN_APPEND
+fail safety sleep -DNW=2 -DNO_CHAIN
+fail safety sleep -DNW=2 -DWARDEN_KEEPS_SPINNER
+fail safety sleep -DNW=2 -DWARDEN_KEEPS_SLEEPER
+fail safety sleep -DNW=2 -DOWNER_CLEARS
+fail safety sleep -DNW=2 -DREPAIR_WAKES_NONE
+fail safety sleep -DNW=2 -DNOT_STRANDED
+fail safety sleep -DNW=2 -DFREE_COUNTS_BUSY
+pass safety owner
+pass safety owner -DNO_ANY
+fail safety owner -DNO_SECOND_LOOK
+fail safety owner -DKEY_LATE
+fail safety owner -DWANT_UNLOCKED
+fail safety owner -DWANT_TAKEN_ONCE
+fail safety owner -DLEAVE_NONE
+fail safety owner -DNO_DEATH_NEWS
+fail safety owner -DNO_NUDGE
+fail safety owner -DNUDGE_WAITERS_ONLY
+LIST
+}
+
+one() {
+    local expected=$1 property=$2 model=$3 states line verdict started
+    local flags=(-DSAFETY) args=()
+    shift 3
+    started=$(date +%s.%N)
+    dir=$(mktemp -d "${TMPDIR:-/tmp}/trireme-model.XXXXXX")
+    trap 'rm -rf "$dir"' EXIT
+    cp "$here/$model.pml" "$dir"
+    cd "$dir" || exit 1
+    if [ "$property" = cycles ]; then
+        flags=(-DNP)
+        args=(-l)
+    fi
+    # Counterexamples are found at once: for those an optimised checker costs more than it saves.
+    flags+=("$([ "$expected" = pass ] && echo -O2 || echo -O0)" -DCOLLAPSE -DMEMLIM=2048)
+    if ! { spin -a "$@" "$model.pml" && "${CC:-cc}" -w "${flags[@]}" -o pan pan.c; } >log 2>&1; then
+        verdict=unusable
+    elif ! ./pan -m1000000 -w22 -n "${args[@]}" >log 2>&1; then
+        verdict=incomplete
+    elif grep -Eq '^error: |reached -DMEMLIM|out of memory|Search not completed$' log &&
+        ! grep -q '^pan:1: ' log; then
+        verdict=incomplete
+    elif grep -Eq 'errors: 0$' log; then
+        verdict=pass
+    elif grep -Eq '^pan:1: (assertion violated|invalid end state|non-progress cycle)' log; then
+        verdict=fail
+    else
+        verdict=incomplete
+    fi
+    states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' log)
+    line=$(awk -v a="$started" -v b="$(date +%s.%N)" 'BEGIN { printf "%5.1f s", b - a }')
+    line=$(printf '%-7s %-44s %10s states %s' "$property" "$model $*" "${states:-?}" "$line")
+    line="$([ $verdict = "$expected" ] && echo ok || echo BAD)   $line"
+    if [ "$expected" = fail ]; then
+        line="$line   found: $(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' log)"
+    fi
+    echo "$line"
+    if [ -n "${KEEP:-}" ] && [ -f "$model.pml.trail" ]; then
+        mkdir -p "$KEEP"
+        spin -t -p -g "$@" "$model.pml" >"$KEEP/$model$(printf '%s' "$@").txt" 2>&1
+    fi
+    if [ $verdict != "$expected" ]; then
+        echo "      expected $expected, got $verdict:"
+        tail -n 15 log
+        exit 1
+    fi
+}
+
+if [ "${1:-}" = --one ]; then
+    shift
+    one "$@"
+    exit
+fi
+for tool in spin "${CC:-cc}"; do
+    if ! command -v "$tool" >/dev/null; then
+        echo "models: skipped, $tool is not installed"
+        exit 77
+    fi
+done
+[ -z "${KEEP:-}" ] || KEEP=$(mkdir -p "$KEEP" && cd "$KEEP" && pwd)
+export KEEP CC
+if checks | grep -e "${1:-.}" | xargs -P "${JOBS:-2}" -L 1 "$here/run.sh" --one; then
+    echo "models: all as expected, $SECONDS s"
+else
+    echo "models: NOT as expected, $SECONDS s"
+    exit 1
+fi

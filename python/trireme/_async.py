@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""AsyncResult: what the ``_async`` methods give, as in multiprocessing.pool."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class AsyncResult:
+    """A call or a map that runs in the background.
+
+    *callback* is called with the result, *error_callback* with the exception, on a thread of the
+    pool's or on whichever thread waits.
+    """
+
+    def __init__(
+        self,
+        job: Any,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._job = job
+        self._callback = callback
+        self._error_callback = error_callback
+        if callback is not None or error_callback is not None:
+            job._watch(self._done)
+
+    def _done(self) -> None:
+        error = self._job._error
+        if error is not None:
+            if self._error_callback is not None:
+                self._error_callback(error)
+        elif self._callback is not None:
+            self._callback(self._job._get(None))
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The result, or the exception raised.  TimeoutError after *timeout* seconds."""
+        return self._job._get(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until it has ended, at most *timeout* seconds."""
+        self._job._wait(timeout)
+
+    def ready(self) -> bool:
+        """Has it ended?"""
+        return bool(self._job._wait(0))
+
+    def successful(self) -> bool:
+        """Did it end without an exception?  ValueError if it has not ended."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._job._error is None
+
+
+class CallResult(AsyncResult):
+    """An AsyncResult of one call."""
+
+    def __init__(
+        self,
+        future: Any,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._future = future
+        self._callback = callback
+        self._error_callback = error_callback
+        if callback is not None or error_callback is not None:
+            future.add_done_callback(self._ended)
+
+    def _ended(self, future: Any) -> None:
+        error = future.exception()
+        if error is not None:
+            if self._error_callback is not None:
+                self._error_callback(error)
+        elif self._callback is not None:
+            self._callback(future.result())
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The result, or the exception raised.  TimeoutError after *timeout* seconds."""
+        return self._future.result(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until it has ended, at most *timeout* seconds."""
+        try:
+            self._future.exception(timeout)
+        except TimeoutError:
+            pass
+
+    def ready(self) -> bool:
+        """Has it ended?"""
+        return self._future.done()
+
+    def successful(self) -> bool:
+        """Did it end without an exception?  ValueError if it has not ended."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._future.exception() is None

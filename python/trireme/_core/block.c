@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * block.c - arena memory as a Python buffer.
+ *
+ * A whole Block owns an arena block; slices of it keep it alive.  So an array made over a slice
+ * keeps the memory until its last view is gone, and then the block is free again.
+ *
+ * In the owner a Block holds a result and is writable: nobody else uses it any more.  In a worker
+ * it holds arguments, read-only, and normally is gone when the task ends.  If the task kept a view,
+ * the worker says so with the result, the owner leaves the block alone, and the Block sends it
+ * home when the view dies.
+ *
+ * A result too large for the arena has a mapping of its own instead (src/pool/spill.c).
+ */
+#include <sys/mman.h>
+
+#include "ext.h"
+
+static BlockObject *block_new(struct state *st)
+{
+    return (BlockObject *)st->block_type->tp_alloc(st->block_type, 0);
+}
+
+PyObject *block_of_result(struct state *st, struct core *core, uint64_t off, uint64_t len)
+{
+    BlockObject *b = block_new(st);
+
+    if (!b)
+        return NULL;
+    b->core = core;
+    core_hold(core);
+    b->off = off;
+    b->ptr = core->p->view.base + off;
+    b->len = (Py_ssize_t)len;
+    return (PyObject *)b;
+}
+
+PyObject *block_of_spill(struct state *st, void *at, uint64_t len)
+{
+    BlockObject *b = block_new(st);
+
+    if (!b)
+        return NULL;
+    b->mapped = true;
+    b->ptr = at;
+    b->len = (Py_ssize_t)len;
+    return (PyObject *)b;
+}
+
+PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len)
+{
+    BlockObject *b = block_new(st);
+
+    if (!b)
+        return NULL;
+    b->view = v;
+    b->off = off;
+    b->ptr = v->base + off;
+    b->len = (Py_ssize_t)len;
+    b->readonly = true;
+    return (PyObject *)b;
+}
+
+PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len)
+{
+    BlockObject *b = block_new(st), *w = (BlockObject *)whole;
+
+    if (!b)
+        return NULL;
+    b->parent = Py_NewRef(whole);
+    b->ptr = w->ptr + at;
+    b->len = (Py_ssize_t)len;
+    b->readonly = w->readonly;
+    return (PyObject *)b;
+}
+
+static void block_dealloc(BlockObject *b)
+{
+    PyTypeObject *type = Py_TYPE(b);
+
+    if (b->parent) {
+        Py_DECREF(b->parent);
+    } else if (b->core) {
+        if (!tri_pool_is_fork(b->core->p))
+            tri_pool_block_free(b->core->p, b->off);
+        core_drop(b->core);
+    } else if (b->mapped) {
+        munmap(b->ptr, (size_t)b->len);
+    } else if (b->kept) {
+        tri_block_push(b->view, b->off);
+    }
+    type->tp_free(b);
+    Py_DECREF(type);
+}
+
+static int block_getbuffer(BlockObject *b, Py_buffer *view, int flags)
+{
+    return PyBuffer_FillInfo(view, (PyObject *)b, b->ptr, b->len, b->readonly, flags);
+}
+
+static Py_ssize_t block_length(BlockObject *b)
+{
+    return b->len;
+}
+
+static PyType_Slot block_slots[] = {
+    {Py_tp_dealloc, block_dealloc},
+    {Py_bf_getbuffer, block_getbuffer},
+    {Py_sq_length, block_length},
+    {Py_tp_doc, "Memory of a pool's arena; free again when the last view of it is gone."},
+    {0, NULL},
+};
+
+PyType_Spec block_spec = {
+    .name = "trireme._core.Block",
+    .basicsize = sizeof(BlockObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = block_slots,
+};

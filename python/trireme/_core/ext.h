@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * ext.h - the extension's inside: what its files know of each other.
+ *
+ *   module.c   module state, the functions of the module, warden and worker entry points
+ *   pool.c     type PoolBase: opening, submit, pumping, ending
+ *   fn.c       type Function: a callable as it travels, sent once per pool
+ *   value.c    arguments and results: fast form, or pickle with buffers beside it
+ *   block.c    type Block: arena memory as a Python buffer
+ *   future.c   type FutureBase
+ *   job.c      type Job: a map, as one call, as an iterator, or in the background
+ *   run.c      the worker's side: the hooks that run Python tasks
+ *
+ * All state is in the module state or in objects; no PyObject * ever enters memory that another
+ * process sees (a thread pool's memory is private to this process, there they do).
+ * Everything here runs with the GIL held, except where a comment says otherwise.
+ */
+#ifndef TRI_EXT_H
+#define TRI_EXT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "codec.h"
+#include "pool/pool.h"
+
+struct state {
+    PyTypeObject *pool_type, *future_type, *block_type, *fn_type, *job_type;
+    PyObject *future_class; /* trireme._future.Future */
+    /* functions of the Python modules, imported when first needed */
+    PyObject *dumps, *dumps_result, *dumps_function, *function_watch, *loads, *missing;
+    PyObject *encode_exception, *decode_exception, *lost, *deliver, *failed_type;
+    PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
+};
+
+struct state *state_of(PyObject *module);
+struct state *state_of_type(PyTypeObject *type);
+extern struct PyModuleDef trireme_core_module;
+/* Import what pickling and errors need; cheap when done.  -1 with an exception. */
+int state_late_imports(struct state *st);
+
+/* ------------------------------------------------------------------ pools */
+
+/* The runtime's pool with a count of who still needs its memory: result views outlive the Pool. */
+struct thread_ctx { /* what the hooks of a thread pool need */
+    struct state *st;
+    PyInterpreterState *interp;
+    PyObject *init;  /* called in each thread before its first task; NULL: none */
+    PyObject *error; /* what it raised: every task ends with that */
+};
+
+struct core {
+    struct tri_pool *p;
+    Py_ssize_t refs;
+    bool ended;
+    struct thread_ctx thread;
+};
+void core_hold(struct core *c);
+void core_drop(struct core *c);
+
+typedef struct PoolObject {
+    PyObject_HEAD struct state *st;
+    struct core *core;
+    bool threads, closed;
+    PyObject *fns;     /* id(function) -> Function */
+    PyObject *last_fn; /* the Function used last */
+    uint64_t next_fn_id;
+    PyObject *told;     /* futures that ended and have somebody to tell */
+    Py_ssize_t watched; /* futures not ended that somebody will be told of */
+    PyObject *serve;    /* starts the thread that watches them; set from Python */
+    uint64_t outputs_seen;
+} PoolObject;
+
+/* Options that every call takes. */
+struct options {
+    int64_t timeout_ns;
+    int retries, priority;
+};
+
+/* Check and note one option.  0 or -1 with an exception. */
+int option_timeout(PyObject *value, struct options *opt);
+int option_retries(PyObject *value, struct options *opt);
+int option_priority(PyObject *value, struct options *opt);
+
+/* Take results, show output, tell watchers.  Number of results, or -1 with an exception. */
+int pool_pump(PoolObject *pool);
+/* The rest of a pump, after taking: output, watchers.  0 or -1 with an exception. */
+int pool_after(PoolObject *pool);
+/* Wait for news without the GIL.  timeout_ns < 0: for ever.  0; 1: timed out; -1: an exception
+ * (a signal handler raised). */
+int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, int64_t timeout_ns);
+/* A slot; waits while all are in use.  -1 with an exception. */
+int pool_slot(PoolObject *pool, uint32_t *slot);
+/* tri_task_push, waiting while its lane is full.  0 or a code of the runtime's for raise_code. */
+int pool_push(PoolObject *pool, uint32_t slot, const struct options *opt, void *user,
+              uint64_t *ticket);
+/* Raise what a negative code of the runtime means. */
+void raise_code(struct state *st, struct tri_pool *p, int err);
+/* The exception for a task that ended without running to its end; new reference or NULL. */
+PyObject *loss_exception(struct state *st, struct tri_pool *p, const struct tri_done *d,
+                         PyObject *task);
+int pool_check(PoolObject *pool);
+/* Seconds as an object (None: no limit) to nanoseconds, -1 for None.  0 or -1 with an exception. */
+int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns);
+
+/* ------------------------------------------------------------------ functions */
+
+typedef struct FnObject {
+    PyObject_HEAD struct core *core;
+    PyObject *fn, *watch; /* watch: what function_watch said; NULL for threads */
+    PyObject *pickled;    /* bytes, to see whether a new pickle is the same */
+    uint64_t id, off;
+    uint32_t len;
+    bool shared_task; /* volatile: valid for one call only */
+} FnObject;
+
+/* The Function for fn in this pool: cached, or sent now.  fresh: look again at what it captured. */
+FnObject *pool_function(PoolObject *pool, PyObject *fn, bool fresh);
+
+/* ------------------------------------------------------------------ values */
+
+enum {
+    V_PICKLED = 1u << TRI_F_USER_SHIFT,  /* else the fast form */
+    V_KWARGS = 2u << TRI_F_USER_SHIFT,   /* arguments are a pair (tuple, dict) */
+    V_CHUNK = 4u << TRI_F_USER_SHIFT,    /* a sequence of items, one call each */
+    V_STAR = 8u << TRI_F_USER_SHIFT,     /* items are tuples of arguments */
+    V_ALL = 16u << TRI_F_USER_SHIFT,     /* go on after an item's exception */
+    V_OBJECTS = 32u << TRI_F_USER_SHIFT, /* thread pool: object pointers */
+};
+
+enum { R_VALUE = 0, R_EXCEPTION = 1, R_FAILURES = 2 };
+
+/* Where pickled bytes and their buffers go. */
+typedef uint8_t *(*room_fn)(void *ctx, uint64_t bytes, uint64_t *off);
+
+/* Write a pickle and its buffers: header, pickle, each buffer aligned to 64. */
+int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64_t *len);
+/* Read them back.  root: the Block they lie in (buffers become its slices), or NULL: copied. */
+PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObject *root);
+
+/* Put the arguments of one call into a slot. */
+int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_ssize_t n,
+               PyObject *kwargs);
+/* Put items [first, first + n) into a slot: of a list or tuple, or of a range. */
+int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t first,
+                Py_ssize_t n);
+/* The value in a result, consumed: its block is freed or belongs to the value. */
+PyObject *result_read(PoolObject *pool, struct tri_done *d);
+/* The bytes of an encoded exception in a result become the exception. */
+PyObject *result_exception(PoolObject *pool, struct tri_done *d);
+void result_drop(PoolObject *pool, struct tri_done *d);
+
+/* ------------------------------------------------------------------ blocks */
+
+typedef struct BlockObject {
+    PyObject_HEAD struct core *core; /* owner's side: freed through it.  NULL in a worker */
+    const struct tri_view *view;     /* worker's side */
+    PyObject *parent;                /* a slice's whole */
+    uint64_t off;
+    uint8_t *ptr;
+    Py_ssize_t len;
+    bool readonly, kept, mapped; /* mapped: not in the arena; unmapped at the end */
+} BlockObject;
+
+PyObject *block_of_result(struct state *st, struct core *core, uint64_t off, uint64_t len);
+PyObject *block_of_spill(struct state *st, void *at, uint64_t len);
+PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len);
+PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len);
+
+/* ------------------------------------------------------------------ futures and jobs */
+
+typedef struct FutureObject {
+    PyObject_HEAD struct tri_user user;
+    PoolObject *pool; /* until it has ended */
+    uint64_t ticket;
+    uint32_t slot;
+    uint8_t phase; /* enum future_phase */
+    bool watched, announced;
+    PyObject *value; /* result, or exception */
+    PyObject *held;  /* (function, args, kwargs) of a thread's task, or the function */
+    FnObject *fn;
+    PyObject *condition, *waiters, *callbacks;
+    struct tri_done *raw; /* a pickled result not yet read */
+} FutureObject;
+
+enum future_phase { F_PENDING = 0, F_VALUE, F_EXCEPTION, F_CANCELLED, F_BARE };
+
+PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs, PyObject *kwargs,
+                      const struct options *opt);
+
+extern PyType_Spec pool_spec, future_spec, block_spec, fn_spec, job_spec;
+
+/* ------------------------------------------------------------------ run.c */
+
+/* Call fn in this process, with what a Shared stands for in its place. */
+PyObject *call_here(struct state *st, PyObject *fn, PyObject *item, bool star);
+PyObject *reveal(struct state *st, PyObject *args);
+PyObject *reveal_kwargs(struct state *st, PyObject *kwargs);
+extern const struct tri_hooks process_hooks, thread_hooks;
+PyObject *warden_main(PyObject *module, PyObject *args);
+PyObject *worker_main(PyObject *module, PyObject *args);
+
+#endif

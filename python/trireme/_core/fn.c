@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * fn.c - a callable as it travels: pickled once per pool, referred to by an id afterwards.
+ *
+ * A pool remembers the Function of every callable it was given.  A callable that travels by value
+ * takes the values of globals and closure cells along, so the memory is only right while those are
+ * the same objects: submit() compares them by identity, one dictionary look-up each; a map, or a
+ * callable that captured something which can change in place, pickles anew and compares bytes.
+ * Workers cache by id, so the same bytes get the same id.
+ */
+#include "ext.h"
+
+#define FNS_MAX 256
+
+static void fn_dealloc(FnObject *f)
+{
+    PyTypeObject *type = Py_TYPE(f);
+
+    PyObject_GC_UnTrack(f);
+    if (f->off && !tri_pool_is_fork(f->core->p))
+        tri_pool_block_free(f->core->p, f->off);
+    if (f->core)
+        core_drop(f->core);
+    Py_XDECREF(f->fn);
+    Py_XDECREF(f->watch);
+    Py_XDECREF(f->pickled);
+    type->tp_free(f);
+    Py_DECREF(type);
+}
+
+static int fn_traverse(FnObject *f, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(f));
+    Py_VISIT(f->fn);
+    Py_VISIT(f->watch);
+    return 0;
+}
+
+static int fn_clear(FnObject *f)
+{
+    Py_CLEAR(f->fn);
+    Py_CLEAR(f->watch);
+    return 0;
+}
+
+static PyType_Slot fn_slots[] = {
+    {Py_tp_dealloc, fn_dealloc},
+    {Py_tp_traverse, fn_traverse},
+    {Py_tp_clear, fn_clear},
+    {Py_tp_doc, "A callable as it was sent to a pool."},
+    {0, NULL},
+};
+
+PyType_Spec fn_spec = {
+    .name = "trireme._core.Function",
+    .basicsize = sizeof(FnObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+             Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = fn_slots,
+};
+
+/* Is every name and cell that the pickle captured still bound to the same object?  1, 0, -1 */
+static int captures_same(struct state *st, PyObject *watch)
+{
+    PyObject *names, *cells, *volatile_;
+
+    if (watch == Py_None)
+        return 1;
+    names = PyTuple_GET_ITEM(watch, 0);
+    cells = PyTuple_GET_ITEM(watch, 1);
+    volatile_ = PyTuple_GET_ITEM(watch, 2);
+    if (volatile_ != Py_False)
+        return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); i++) {
+        PyObject *t = PyList_GET_ITEM(names, i);
+        PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(t, 0), PyTuple_GET_ITEM(t, 1));
+
+        if (!now && PyErr_Occurred())
+            return -1;
+        if ((now ? now : st->missing) != PyTuple_GET_ITEM(t, 2))
+            return 0;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(cells); i++) {
+        PyObject *t = PyList_GET_ITEM(cells, i), *now = PyCell_GET(PyTuple_GET_ITEM(t, 0));
+
+        if ((now ? now : st->missing) != PyTuple_GET_ITEM(t, 1))
+            return 0;
+    }
+    return 1;
+}
+
+static int watch_ok(PyObject *w)
+{
+    return w == Py_None ||
+           (PyTuple_Check(w) && PyTuple_GET_SIZE(w) == 3 && PyList_Check(PyTuple_GET_ITEM(w, 0)) &&
+            PyList_Check(PyTuple_GET_ITEM(w, 1)));
+}
+
+/* Pickle fn and put it into the arena, or find that `old` already holds these bytes. */
+static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
+{
+    struct state *st = pool->st;
+    struct tri_pool *p = pool->core->p;
+    FnObject *f;
+    PyObject *pickled, *watch;
+
+    if (state_late_imports(st) < 0)
+        return NULL;
+    pickled = PyObject_CallOneArg(st->dumps_function, fn);
+    if (!pickled)
+        return NULL;
+    watch = PyObject_CallOneArg(st->function_watch, fn);
+    if (!watch || !PyBytes_Check(pickled) || !watch_ok(watch)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_SystemError, "trireme: function_watch gave no watch");
+        Py_DECREF(pickled);
+        Py_XDECREF(watch);
+        return NULL;
+    }
+    if (old && PyBytes_GET_SIZE(pickled) == PyBytes_GET_SIZE(old->pickled) &&
+        memcmp(PyBytes_AS_STRING(pickled), PyBytes_AS_STRING(old->pickled),
+               (size_t)PyBytes_GET_SIZE(pickled)) == 0) {
+        Py_XSETREF(old->watch, watch);
+        Py_DECREF(pickled);
+        return (FnObject *)Py_NewRef(old);
+    }
+    f = PyObject_GC_New(FnObject, st->fn_type);
+    if (!f) {
+        Py_DECREF(pickled);
+        Py_DECREF(watch);
+        return NULL;
+    }
+    f->core = pool->core;
+    core_hold(pool->core);
+    f->fn = Py_NewRef(fn);
+    f->watch = watch;
+    f->pickled = pickled;
+    f->id = ++pool->next_fn_id;
+    f->len = (uint32_t)PyBytes_GET_SIZE(pickled);
+    f->off = tri_pool_block_new(p, f->len);
+    PyObject_GC_Track(f);
+    if (!f->off) {
+        Py_DECREF(f);
+        PyErr_NoMemory();
+        return NULL;
+    }
+    memcpy(tri_pool_at(p, f->off), PyBytes_AS_STRING(pickled), f->len);
+    return f;
+}
+
+FnObject *pool_function(PoolObject *pool, PyObject *fn, bool fresh)
+{
+    FnObject *f = (FnObject *)pool->last_fn;
+    PyObject *key;
+    int same;
+
+    if (!f || f->fn != fn) {
+        key = PyLong_FromVoidPtr(fn);
+        if (!key)
+            return NULL;
+        f = (FnObject *)PyDict_GetItemWithError(pool->fns, key);
+        Py_DECREF(key);
+        if (!f && PyErr_Occurred())
+            return NULL;
+    }
+    if (f) {
+        same = fresh && f->watch != Py_None ? 0 : captures_same(pool->st, f->watch);
+        if (same < 0)
+            return NULL;
+        if (same) {
+            Py_INCREF(f);
+            goto remember;
+        }
+    }
+    if (!PyCallable_Check(fn)) {
+        PyErr_Format(PyExc_TypeError, "a task needs a callable, not %.200s: %R",
+                     Py_TYPE(fn)->tp_name, fn);
+        return NULL;
+    }
+    f = fn_send(pool, fn, f);
+    if (!f)
+        return NULL;
+    /* Functions made anew for every call must not pile up. */
+    if (PyDict_GET_SIZE(pool->fns) >= FNS_MAX)
+        PyDict_Clear(pool->fns);
+    key = PyLong_FromVoidPtr(fn);
+    if (!key || PyDict_SetItem(pool->fns, key, (PyObject *)f) < 0) {
+        Py_XDECREF(key);
+        Py_DECREF(f);
+        return NULL;
+    }
+    Py_DECREF(key);
+remember:
+    if (pool->last_fn != (PyObject *)f)
+        Py_XSETREF(pool->last_fn, Py_NewRef(f));
+    return f;
+}

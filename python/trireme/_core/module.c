@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * module.c - the module trireme._core: its state, its few functions, its types.
+ *
+ * Importing it starts nothing and opens nothing; the Python modules it calls are imported when
+ * the first pool needs them.
+ */
+#include "ext.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct state *state_of(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+struct state *state_of_type(PyTypeObject *type)
+{
+    PyObject *m = PyType_GetModuleByDef(type, &trireme_core_module);
+
+    return m ? state_of(m) : NULL;
+}
+
+static int get(const char *module, const char *name, PyObject **into)
+{
+    PyObject *m;
+
+    if (*into)
+        return 0;
+    m = PyImport_ImportModule(module);
+    *into = m ? PyObject_GetAttrString(m, name) : NULL;
+    Py_XDECREF(m);
+    return *into ? 0 : -1;
+}
+
+int state_late_imports(struct state *st)
+{
+    if (st->failed_type)
+        return 0;
+    if (get("trireme._pickling", "dumps", &st->dumps) < 0 ||
+        get("trireme._pickling", "dumps_result", &st->dumps_result) < 0 ||
+        get("trireme._pickling", "dumps_function", &st->dumps_function) < 0 ||
+        get("trireme._pickling", "function_watch", &st->function_watch) < 0 ||
+        get("trireme._pickling", "loads", &st->loads) < 0 ||
+        get("trireme._pickling", "MISSING", &st->missing) < 0 ||
+        get("trireme._errors", "encode_exception", &st->encode_exception) < 0 ||
+        get("trireme._errors", "decode_exception", &st->decode_exception) < 0 ||
+        get("trireme._losses", "lost", &st->lost) < 0 ||
+        get("trireme._output", "deliver", &st->deliver) < 0 ||
+        get("trireme._losses", "Failed", &st->failed_type) < 0)
+        return -1;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ functions */
+
+static PyObject *set_future_class(PyObject *module, PyObject *cls)
+{
+    struct state *st = state_of(module);
+
+    if (!PyType_Check(cls) || !PyType_IsSubtype((PyTypeObject *)cls, st->future_type)) {
+        PyErr_SetString(PyExc_TypeError, "a subclass of FutureBase is needed");
+        return NULL;
+    }
+    Py_XSETREF(st->future_class, Py_NewRef(cls));
+    Py_RETURN_NONE;
+}
+
+/* Called by trireme._share when it is imported. */
+static PyObject *set_shared_class(PyObject *module, PyObject *cls)
+{
+    Py_XSETREF(state_of(module)->shared_type, Py_NewRef(cls));
+    Py_RETURN_NONE;
+}
+
+static PyObject *cpu_count(PyObject *module, PyObject *physical)
+{
+    int yes = PyObject_IsTrue(physical);
+
+    (void)module;
+    return yes < 0 ? NULL : PyLong_FromLong(tri_cpu_count(yes));
+}
+
+/* The number of forks between the program's start and this process. */
+static PyObject *fork_count(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    return PyLong_FromUnsignedLong(tri_fork_count());
+}
+
+static PyObject *pidfd_open_self(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    return PyLong_FromLong(syscall(SYS_pidfd_open, getpid(), 0));
+}
+
+/* _call_loaded(path, names, n) -> int: if the library at path is loaded already, call the first of
+ * its functions of these names with the int n.  1: one was called. */
+static PyObject *call_loaded(PyObject *module, PyObject *args)
+{
+    const char *path, *name;
+    PyObject *names;
+    void (*fn)(int) = NULL;
+    void *lib;
+    int n;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "sO!i", &path, &PyTuple_Type, &names, &n))
+        return NULL;
+    lib = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    if (!lib)
+        return PyLong_FromLong(0);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names) && !fn; i++) {
+        name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+        if (!name) {
+            dlclose(lib);
+            return NULL;
+        }
+        *(void **)&fn = dlsym(lib, name);
+    }
+    if (fn)
+        fn(n);
+    dlclose(lib);
+    return PyLong_FromLong(fn != NULL);
+}
+
+static PyMethodDef functions[] = {
+    {"_call_loaded", call_loaded, METH_VARARGS, NULL},
+    {"_set_future_class", set_future_class, METH_O, NULL},
+    {"_set_shared_class", set_shared_class, METH_O, NULL},
+    {"cpu_count", cpu_count, METH_O, NULL},
+    {"_fork_count", fork_count, METH_NOARGS, NULL},
+    {"_pidfd_self", pidfd_open_self, METH_NOARGS, NULL},
+    {"_warden_main", warden_main, METH_VARARGS, NULL},
+    {"_worker_main", worker_main, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+/* ------------------------------------------------------------------ module */
+
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **into)
+{
+    *into = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *into ? PyModule_AddType(module, *into) : -1;
+}
+
+static int module_exec(PyObject *module)
+{
+    struct state *st = state_of(module);
+
+    if (add_type(module, &pool_spec, &st->pool_type) < 0 ||
+        add_type(module, &future_spec, &st->future_type) < 0 ||
+        add_type(module, &block_spec, &st->block_type) < 0 ||
+        add_type(module, &fn_spec, &st->fn_type) < 0 ||
+        add_type(module, &job_spec, &st->job_type) < 0)
+        return -1;
+    if (PyModule_AddStringConstant(module, "version", tri_version()) < 0)
+        return -1;
+    return tri_codec_add_functions(module);
+}
+
+/* clang-format moves the lines of this list again each time it sees it. */
+/* clang-format off */
+#define EACH_STATE(X) \
+    X(pool_type) X(future_type) X(block_type) X(fn_type) X(job_type) X(future_class) \
+    X(dumps) X(dumps_result) X(dumps_function) X(function_watch) X(loads) X(missing) \
+    X(encode_exception) X(decode_exception) X(lost) X(deliver) X(failed_type) \
+    X(shared_type)
+/* clang-format on */
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct state *st = state_of(module);
+
+#define X(name) Py_VISIT(st->name);
+    EACH_STATE(X)
+#undef X
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    struct state *st = state_of(module);
+
+#define X(name) Py_CLEAR(st->name);
+    EACH_STATE(X)
+#undef X
+    return 0;
+}
+
+static void module_free(void *module)
+{
+    module_clear(module);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030c0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+struct PyModuleDef trireme_core_module = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "trireme._core",
+    .m_doc = "The runtime; see the package trireme.",
+    .m_size = sizeof(struct state),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&trireme_core_module);
+}

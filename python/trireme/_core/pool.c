@@ -1,0 +1,721 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * pool.c - type PoolBase: opening, submitting, waiting, ending.
+ *
+ * There is no helper thread: whoever waits takes results, for himself and for everybody else.
+ * Taking happens with the GIL, sleeping without it.  What ended and has somebody to tell (a
+ * condition, callbacks, asyncio) is told after the batch was taken, outside of any lock.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "ext.h"
+
+#define OUTPUT_MAX (64u << 10)
+
+/* ------------------------------------------------------------------ core */
+
+void core_hold(struct core *c)
+{
+    c->refs++;
+}
+
+void core_drop(struct core *c)
+{
+    if (--c->refs > 0)
+        return;
+    tri_pool_free(c->p);
+    Py_XDECREF(c->thread.init);
+    Py_XDECREF(c->thread.error);
+    free(c);
+}
+
+/* ------------------------------------------------------------------ errors */
+
+void raise_code(struct state *st, struct tri_pool *p, int err)
+{
+    PyObject *data, *exc;
+
+    if (PyErr_Occurred())
+        return;
+    switch (err) {
+    case -ENOMEM:
+        PyErr_SetString(PyExc_MemoryError, "the pool's shared memory is used up");
+        return;
+    case -EINVAL:
+        PyErr_SetString(PyExc_ValueError, "a pool's option is out of range");
+        return;
+    case TRI_EFORKED:
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this process is a fork of the pool's owner; open a pool of its own here");
+        return;
+    case TRI_ECLOSED:
+        PyErr_SetString(PyExc_ValueError, "the pool is closed");
+        return;
+    case TRI_EBROKEN:
+        if (p && p->note_len && state_late_imports(st) == 0) {
+            data = PyBytes_FromStringAndSize((const char *)p->note, p->note_len);
+            exc = data ? PyObject_CallOneArg(st->decode_exception, data) : NULL;
+            Py_XDECREF(data);
+            if (exc)
+                PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+            Py_XDECREF(exc);
+            return;
+        }
+        exc = loss_exception(st, p, NULL, NULL);
+        if (exc)
+            PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_XDECREF(exc);
+        return;
+    default:
+        if (err < 0 && err > -4096) {
+            errno = -err;
+            PyErr_SetFromErrno(PyExc_OSError);
+        } else {
+            PyErr_SetString(PyExc_RuntimeError, tri_strerror(err));
+        }
+    }
+}
+
+PyObject *loss_exception(struct state *st, struct tri_pool *p, const struct tri_done *d,
+                         PyObject *task)
+{
+    int status = d ? d->status : TRI_EBROKEN;
+    struct tri_loss loss = {0}, past[TRI_PAST_MAX] = {{0}};
+    PyObject *deaths;
+
+    if (state_late_imports(st) < 0)
+        return NULL;
+    if (status == TRI_EBROKEN && p && p->note_len) {
+        PyObject *data = PyBytes_FromStringAndSize((const char *)p->note, p->note_len), *exc;
+
+        exc = data ? PyObject_CallOneArg(st->decode_exception, data) : NULL;
+        Py_XDECREF(data);
+        return exc;
+    }
+    if (status == TRI_EBROKEN && p)
+        loss = p->broken_loss;
+    else if (d)
+        loss = d->loss;
+    deaths = PyList_New(d ? (Py_ssize_t)d->npast : 0);
+    if (!deaths)
+        return NULL;
+    if (d)
+        memcpy(past, d->res, d->npast * sizeof *past);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(deaths); i++) {
+        PyObject *one = Py_BuildValue("(iiii)", (int)past[i].pid, (int)past[i].signal,
+                                      (int)past[i].exitcode, (int)past[i].oom);
+
+        if (!one) {
+            Py_DECREF(deaths);
+            return NULL;
+        }
+        PyList_SET_ITEM(deaths, i, one);
+    }
+    return PyObject_CallFunction(st->lost, "isiiiiINdO", status,
+                                 status == TRI_EBROKEN ? p ? tri_broken_why(p) : "its warden died"
+                                                       : tri_strerror(status),
+                                 (int)loss.pid, (int)loss.signal, (int)loss.exitcode, (int)loss.oom,
+                                 d ? (unsigned)d->deaths : 0, deaths,
+                                 d ? (double)d->exec_ns / 1e9 : 0.0, task ? task : Py_None);
+}
+
+int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns)
+{
+    double s;
+
+    *ns = -1;
+    if (!seconds || seconds == Py_None)
+        return 0;
+    s = PyFloat_AsDouble(seconds);
+    if (s == -1.0 && PyErr_Occurred()) {
+        PyErr_Format(PyExc_TypeError, "%s must be a number of seconds or None, not %.100s", what,
+                     Py_TYPE(seconds)->tp_name);
+        return -1;
+    }
+    if (s != s) {
+        PyErr_Format(PyExc_ValueError, "%s must not be NaN", what);
+        return -1;
+    }
+    *ns = s <= 0 ? 0 : s > 9e9 ? -1 : (int64_t)(s * 1e9);
+    return 0;
+}
+
+int pool_check(PoolObject *pool)
+{
+    if (!pool->core) {
+        PyErr_SetString(PyExc_ValueError, "the pool was not opened");
+        return -1;
+    }
+    if (tri_pool_is_fork(pool->core->p)) {
+        raise_code(pool->st, NULL, TRI_EFORKED);
+        return -1;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ taking and waiting */
+
+static int show_output(PoolObject *pool)
+{
+    struct tri_pool *p = pool->core->p;
+    uint64_t sent = 0;
+    char *buf;
+    uint32_t stream;
+    int32_t pid;
+    size_t n;
+    int err = 0;
+
+    if (p->output_fd < 0)
+        return 0;
+    for (uint32_t i = 0; i < p->view.nworkers; i++)
+        sent += tri_load_acq(&p->view.worker[i].outputs);
+    if (sent == pool->outputs_seen || state_late_imports(pool->st) < 0)
+        return PyErr_Occurred() ? -1 : 0;
+    pool->outputs_seen = sent;
+    buf = PyMem_Malloc(OUTPUT_MAX);
+    if (!buf) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    while (!err && tri_pool_output(p, &stream, &pid, buf, OUTPUT_MAX, &n)) {
+        PyObject *r = PyObject_CallFunction(pool->st->deliver, "iy#i", (int)(stream & 0xffff), buf,
+                                            (Py_ssize_t)n, (int)pid);
+
+        err = r ? 0 : -1;
+        Py_XDECREF(r);
+    }
+    PyMem_Free(buf);
+    return err;
+}
+
+static int tell(PoolObject *pool)
+{
+    PyObject *told = pool->told, *r;
+
+    if (!told || PyList_GET_SIZE(told) == 0)
+        return 0;
+    pool->told = NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(told); i++) {
+        r = PyObject_CallMethod(PyList_GET_ITEM(told, i), "_tell", NULL);
+        if (!r)
+            PyErr_WriteUnraisable(PyList_GET_ITEM(told, i));
+        Py_XDECREF(r);
+    }
+    Py_DECREF(told);
+    return 0;
+}
+
+int pool_after(PoolObject *pool)
+{
+    if (show_output(pool) < 0)
+        return -1;
+    if (pool->told)
+        tell(pool);
+    return 0;
+}
+
+int pool_pump(PoolObject *pool)
+{
+    int n = tri_pump(pool->core->p);
+
+    return pool_after(pool) < 0 ? -1 : n;
+}
+
+int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, int64_t timeout_ns)
+{
+    int err;
+
+    Py_BEGIN_ALLOW_THREADS err = tri_wait(pool->core->p, key, slot, ticket, timeout_ns);
+    Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
+    return err == TRI_ETIMEDOUT;
+}
+
+int pool_slot(PoolObject *pool, uint32_t *slot)
+{
+    for (;;) {
+        uint32_t key = tri_wait_key(pool->core->p);
+        int err = tri_task_new(pool->core->p, slot), n;
+
+        if (!err)
+            return 0;
+        if (err != -EAGAIN) {
+            raise_code(pool->st, pool->core->p, err);
+            return -1;
+        }
+        n = pool_pump(pool);
+        if (n < 0 || (n == 0 && pool_wait(pool, key, TRI_ANY_SLOT, 0, -1) < 0))
+            return -1;
+    }
+}
+
+int pool_push(PoolObject *pool, uint32_t slot, const struct options *opt, void *user,
+              uint64_t *ticket)
+{
+    struct tri_pool *p = pool->core->p;
+
+    for (;;) {
+        uint32_t key = tri_wait_key(p);
+        int err = tri_task_push(p, slot, opt->priority, opt->retries, user, ticket), n;
+
+        if (err != -EAGAIN)
+            return err;
+        n = pool_pump(pool);
+        if (n < 0 || (n == 0 && pool_wait(pool, key, TRI_ANY_SLOT, 0, -1) < 0))
+            return -EINTR; /* with an exception */
+    }
+}
+
+/* ------------------------------------------------------------------ opening */
+
+static PyObject *pool_open(PyObject *obj, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"threads",      "workers",     "shared_warden", "spawn",   "setup",
+                            "output",       "arena_bytes", "slots",         "spin_ns", "max_tasks",
+                            "max_restarts", "serve",       "initializer",   NULL};
+    PoolObject *self = (PoolObject *)obj;
+    struct tri_pool_inside in = {.shared_warden = -1};
+    tri_pool_config cfg;
+    struct core *core;
+    const char *setup;
+    Py_ssize_t setup_len;
+    int threads, spawn, output, err;
+    unsigned long long arena;
+    long long spin;
+    unsigned slots, max_tasks, max_restarts;
+    PyObject *serve, *init = Py_None;
+
+    tri_pool_config_init(&cfg);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "piipy#pKILIIO|O", names, &threads, &cfg.workers,
+                                     &in.shared_warden, &spawn, &setup, &setup_len, &output, &arena,
+                                     &slots, &spin, &max_tasks, &max_restarts, &serve, &init))
+        return NULL;
+    if (self->core) {
+        PyErr_SetString(PyExc_RuntimeError, "the pool is open already");
+        return NULL;
+    }
+    core = calloc(1, sizeof *core);
+    if (!core)
+        return PyErr_NoMemory();
+    core->refs = 1;
+    core->thread.st = self->st;
+    core->thread.interp = PyInterpreterState_Get();
+    if (threads && init != Py_None)
+        core->thread.init = Py_NewRef(init);
+    cfg.kind = threads ? TRI_THREAD : TRI_PROCESS;
+    cfg.arena_bytes = arena;
+    cfg.slots = slots;
+    cfg.spin_ns = spin;
+    cfg.max_tasks = max_tasks;
+    in.hooks = threads ? thread_hooks : process_hooks;
+    in.hooks.ctx = threads ? &core->thread : NULL;
+    in.want_output = output;
+    in.spawn = spawn;
+    in.setup = setup;
+    in.setup_len = (size_t)setup_len;
+    in.max_restarts = max_restarts;
+    err = tri_pool_open_inside(&core->p, &cfg, &in);
+    if (err) {
+        Py_XDECREF(core->thread.init);
+        free(core);
+        if (err == -ENOMEM) { /* the system's, not the arena's */
+            errno = ENOMEM;
+            PyErr_SetFromErrno(PyExc_OSError);
+        }
+        raise_code(self->st, NULL, err);
+        return NULL;
+    }
+    self->core = core;
+    self->threads = threads;
+    self->serve = Py_NewRef(serve);
+    Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------ submit */
+
+int option_timeout(PyObject *value, struct options *opt)
+{
+    if (seconds_to_ns(value, "timeout", &opt->timeout_ns) < 0)
+        return -1;
+    if (opt->timeout_ns == 0) {
+        PyErr_SetString(PyExc_ValueError, "timeout must be more than 0 seconds");
+        return -1;
+    }
+    if (opt->timeout_ns < 0)
+        opt->timeout_ns = 0;
+    return 0;
+}
+
+static int option_int(PyObject *value, const char *name, const char *range, long low, long high,
+                      int *into)
+{
+    int overflow = 0;
+    long v;
+
+    if (!PyIndex_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s must be an int, not %.100s", name,
+                     Py_TYPE(value)->tp_name);
+        return -1;
+    }
+    v = PyLong_AsLongAndOverflow(value, &overflow);
+    if (v == -1 && PyErr_Occurred())
+        return -1;
+    if (overflow || v < low || v > high) {
+        PyErr_Format(PyExc_ValueError, "%s must be from %s", name, range);
+        return -1;
+    }
+    *into = (int)v;
+    return 0;
+}
+
+int option_retries(PyObject *value, struct options *opt)
+{
+    return option_int(value, "retries", "0 to 65535", 0, 65535, &opt->retries);
+}
+
+int option_priority(PyObject *value, struct options *opt)
+{
+    return option_int(value, "priority", "-2 (last) to 2 (first)", -2, 2, &opt->priority);
+}
+
+/* 1: it is an option and was taken; 0: an argument of the task; -1: exception */
+static int option(PyObject *name, PyObject *value, struct options *opt)
+{
+    if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0)
+        return option_timeout(value, opt) < 0 ? -1 : 1;
+    if (PyUnicode_CompareWithASCIIString(name, "retries") == 0)
+        return option_retries(value, opt) < 0 ? -1 : 1;
+    if (PyUnicode_CompareWithASCIIString(name, "priority") == 0)
+        return option_priority(value, opt) < 0 ? -1 : 1;
+    return 0;
+}
+
+static PyObject *pool_submit_method(PyObject *obj, PyObject *const *args, Py_ssize_t nargs,
+                                    PyObject *kwnames)
+{
+    PoolObject *self = (PoolObject *)obj;
+    struct options opt = {0, 0, 0};
+    PyObject *kwargs = NULL, *fut;
+
+    if (nargs < 1) {
+        PyErr_SetString(PyExc_TypeError, "submit() needs a function: submit(f, *args, **kwargs)");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; kwnames && i < PyTuple_GET_SIZE(kwnames); i++) {
+        PyObject *name = PyTuple_GET_ITEM(kwnames, i), *value = args[nargs + i];
+        int known = option(name, value, &opt);
+
+        if (known == 0) {
+            if (!kwargs)
+                kwargs = PyDict_New();
+            if (!kwargs || PyDict_SetItem(kwargs, name, value) < 0)
+                known = -1;
+        }
+        if (known < 0) {
+            Py_XDECREF(kwargs);
+            return NULL;
+        }
+    }
+    fut = pool_submit(self, args, nargs, kwargs, &opt);
+    Py_XDECREF(kwargs);
+    return fut;
+}
+
+/* ------------------------------------------------------------------ ending */
+
+/* _end(kill, timeout, tell=True) -> bool: have the workers ended?  tell: futures end with it. */
+static PyObject *pool_end(PyObject *obj, PyObject *args)
+{
+    PoolObject *self = (PoolObject *)obj;
+    struct core *core = self->core;
+    int kill, err, pumped, tell_them = 1;
+    double timeout;
+
+    if (!PyArg_ParseTuple(args, "pd|p", &kill, &timeout, &tell_them))
+        return NULL;
+    if (!core || core->ended || tri_pool_is_fork(core->p))
+        Py_RETURN_TRUE;
+    core_hold(core);
+    Py_BEGIN_ALLOW_THREADS err = tri_pool_end(core->p, kill, (int64_t)(timeout * 1e9));
+    Py_END_ALLOW_THREADS if (err == 0) core->ended = true;
+    /* Everything is over: every future is to be so when the call returns. */
+    do
+        pumped = tell_them ? pool_pump(self) : 0;
+    while (pumped > 0 && core->ended);
+    core_drop(core);
+    if (PyErr_Occurred() || PyErr_CheckSignals() < 0)
+        return NULL;
+    return PyBool_FromLong(err == 0);
+}
+
+/* _refuse(): take no more tasks. */
+static PyObject *pool_refuse(PyObject *obj, PyObject *none)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)none;
+    if (self->core)
+        tri_pool_refuse(self->core->p);
+    Py_RETURN_NONE;
+}
+
+/* _nudge(): let a thread that waits on this pool look around. */
+static PyObject *pool_nudge(PyObject *obj, PyObject *none)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)none;
+    if (self->core)
+        tri_wait_nudge(self->core->p);
+    Py_RETURN_NONE;
+}
+
+/* _pending() -> int: tasks that have not ended. */
+static PyObject *pool_pending(PyObject *obj, PyObject *none)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)none;
+    return PyLong_FromUnsignedLong(self->core ? self->core->p->outstanding + self->core->p->nlost
+                                              : 0);
+}
+
+/* _step(seconds) -> int: take what has ended, waiting at most so long when there is nothing. */
+static PyObject *pool_step(PyObject *obj, PyObject *arg)
+{
+    PoolObject *self = (PoolObject *)obj;
+    int64_t ns;
+    uint32_t key;
+    int n;
+
+    if (pool_check(self) < 0 || seconds_to_ns(arg, "seconds", &ns) < 0)
+        return NULL;
+    key = tri_wait_key(self->core->p);
+    n = pool_pump(self);
+    if (n == 0 && pool_wait(self, key, TRI_ANY_SLOT, 0, ns) >= 0)
+        n = pool_pump(self);
+    if (PyErr_Occurred())
+        return NULL;
+    return PyLong_FromLong(n);
+}
+
+/* _kill(worker, signal): for tests and for stopping a task that was given up. */
+static PyObject *pool_kill(PyObject *obj, PyObject *args)
+{
+    PoolObject *self = (PoolObject *)obj;
+    int worker, sig, err;
+
+    if (!PyArg_ParseTuple(args, "ii", &worker, &sig) || pool_check(self) < 0)
+        return NULL;
+    if (worker < 0 || (uint32_t)worker >= self->core->p->view.nworkers || sig < 0 || sig > 64) {
+        PyErr_SetString(PyExc_ValueError, "no such worker or signal");
+        return NULL;
+    }
+    pthread_mutex_lock(&self->core->p->lock);
+    err = tri_control_send(self->core->p, TRI_M_KILL, (uint32_t)worker, sig);
+    pthread_mutex_unlock(&self->core->p->lock);
+    return PyBool_FromLong(err == 0);
+}
+
+static PyObject *pool_pids(PyObject *obj, PyObject *none)
+{
+    PoolObject *self = (PoolObject *)obj;
+    PyObject *list = PyList_New(0), *pid;
+
+    (void)none;
+    if (!list || pool_check(self) < 0)
+        goto fail;
+    for (uint32_t i = 0; !self->threads && i < self->core->p->view.nworkers; i++) {
+        const struct tri_worker_line *l = &self->core->p->view.worker[i];
+
+        int32_t now = tri_load_acq(&l->status) == TRI_W_ABSENT ? 0 : tri_load_rlx(&l->pid);
+
+        if (now <= 0) /* it is being started */
+            continue;
+        pid = PyLong_FromLong(now);
+        if (!pid || PyList_Append(list, pid) < 0) {
+            Py_XDECREF(pid);
+            goto fail;
+        }
+        Py_DECREF(pid);
+    }
+    return list;
+fail:
+    Py_XDECREF(list);
+    return NULL;
+}
+
+static PyObject *pool_stats(PyObject *obj, PyObject *none)
+{
+    PoolObject *self = (PoolObject *)obj;
+    tri_stats s = {.size = sizeof s};
+
+    (void)none;
+    if (!self->core) {
+        PyErr_SetString(PyExc_ValueError, "the pool was not opened");
+        return NULL;
+    }
+    tri_pool_stats(self->core->p, &s);
+#define U(field) #field, (unsigned long long)s.field
+    return Py_BuildValue(
+        "{s:i,s:i,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "workers",
+        s.workers, "workers_alive", s.workers_alive, U(submitted), U(completed), U(failed),
+        U(cancelled), U(lost), U(retried), U(timed_out), U(deaths), U(restarts), U(owner_sleeps),
+        U(owner_spins_hit), U(owner_spins_missed), U(wakes), U(arena_live_bytes),
+        U(arena_peak_bytes), U(slots), U(slots_free));
+#undef U
+}
+
+static PyObject *pool_forget(PyObject *obj, PyObject *none)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)none;
+    PyDict_Clear(self->fns);
+    Py_CLEAR(self->last_fn);
+    Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------ the type */
+
+static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PoolObject *self = (PoolObject *)type->tp_alloc(type, 0);
+
+    (void)args;
+    (void)kwargs;
+    if (!self)
+        return NULL;
+    self->st = state_of_type(type);
+    self->fns = PyDict_New();
+    if (!self->st || !self->fns) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static int pool_traverse(PyObject *obj, visitproc visit, void *arg)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->fns);
+    Py_VISIT(self->last_fn);
+    Py_VISIT(self->told);
+    Py_VISIT(self->serve);
+    return 0;
+}
+
+static int pool_clear(PyObject *obj)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    Py_CLEAR(self->fns);
+    Py_CLEAR(self->last_fn);
+    Py_CLEAR(self->told);
+    Py_CLEAR(self->serve);
+    return 0;
+}
+
+static void pool_dealloc(PyObject *obj)
+{
+    PoolObject *self = (PoolObject *)obj;
+    PyTypeObject *type = Py_TYPE(obj);
+    struct core *core = self->core;
+
+    PyObject_GC_UnTrack(obj);
+    self->core = NULL;
+    pool_clear(obj);
+    if (core) {
+        if (!core->ended && !tri_pool_is_fork(core->p)) {
+            Py_BEGIN_ALLOW_THREADS tri_pool_end(core->p, true, 2000000000ll);
+            Py_END_ALLOW_THREADS core->ended = true;
+        }
+        core_drop(core);
+    }
+    type->tp_free(obj);
+    Py_DECREF(type);
+}
+
+PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs);
+
+static PyMethodDef pool_methods[] = {
+    {"_open", (PyCFunction)(void (*)(void))pool_open, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"submit", (PyCFunction)(void (*)(void))pool_submit_method, METH_FASTCALL | METH_KEYWORDS,
+     "submit($self, f, /, *args, timeout=None, retries=0, priority=0, **kwargs)\n--\n\n"
+     "Start f(*args, **kwargs) on a worker and return its Future.\n\n"
+     "timeout: seconds after which the task's worker is killed and the future ends with\n"
+     "TaskTimeout.  retries: how often the task is run again after its worker died.\n"
+     "priority: -2 (last) to 2 (first).  Use functools.partial for arguments of these names.\n"
+     "Blocks only while very many tasks are in flight."},
+    {"_job", (PyCFunction)(void (*)(void))job_make, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"_end", pool_end, METH_VARARGS, NULL},
+    {"_refuse", pool_refuse, METH_NOARGS, NULL},
+    {"_nudge", pool_nudge, METH_NOARGS, NULL},
+    {"_pending", pool_pending, METH_NOARGS, NULL},
+    {"_step", pool_step, METH_O, NULL},
+    {"_kill", pool_kill, METH_VARARGS, NULL},
+    {"_pids", pool_pids, METH_NOARGS, NULL},
+    {"_stats", pool_stats, METH_NOARGS, NULL},
+    {"_forget", pool_forget, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyObject *pool_get_watched(PyObject *obj, void *closure)
+{
+    (void)closure;
+    return PyLong_FromSsize_t(((PoolObject *)obj)->watched);
+}
+
+static PyObject *pool_get_broken(PyObject *obj, void *closure)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)closure;
+    return PyBool_FromLong(self->core && self->core->p->broken);
+}
+
+static PyObject *pool_get_refused(PyObject *obj, void *closure)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)closure;
+    return PyBool_FromLong(!self->core || self->core->p->refusing);
+}
+
+static PyObject *pool_get_fork(PyObject *obj, void *closure)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)closure;
+    return PyBool_FromLong(self->core && tri_pool_is_fork(self->core->p));
+}
+
+static PyGetSetDef pool_getset[] = {
+    {"_watched", pool_get_watched, NULL, NULL, NULL},
+    {"_broken", pool_get_broken, NULL, NULL, NULL},
+    {"_refused", pool_get_refused, NULL, NULL, NULL},
+    {"_is_fork", pool_get_fork, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot pool_slots[] = {
+    {Py_tp_new, pool_new},
+    {Py_tp_dealloc, pool_dealloc},
+    {Py_tp_traverse, pool_traverse},
+    {Py_tp_clear, pool_clear},
+    {Py_tp_methods, pool_methods},
+    {Py_tp_getset, pool_getset},
+    {Py_tp_doc, "The part of a pool that is C; trireme.Pool is made from it."},
+    {0, NULL},
+};
+
+PyType_Spec pool_spec = {
+    .name = "trireme._core.PoolBase",
+    .basicsize = sizeof(PoolObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = pool_slots,
+};

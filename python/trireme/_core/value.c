@@ -1,0 +1,390 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * value.c - arguments and results between Python and the arena.
+ *
+ * Simple values take the codec's form.  Everything else is one pickle per task or chunk, with its
+ * large buffers beside it:
+ *
+ *     u64 pickle length | u64 number of buffers | u64 length of each | pickle | buffers, each at a
+ *     multiple of 64
+ *
+ * The reader checks every length against what is there: shared memory is data, not trust.
+ */
+#include <sys/mman.h>
+
+#include "ext.h"
+
+#define COPY_BELOW (64u << 10) /* results smaller than this do not pin a block */
+
+static uint64_t up64(uint64_t n)
+{
+    return (n + 63) & ~(uint64_t)63;
+}
+
+/* ------------------------------------------------------------------ pickles with buffers */
+
+int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64_t *len)
+{
+    PyObject *data, *bufs;
+    Py_ssize_t nbuf;
+    uint64_t total, at, head[2];
+    uint8_t *p;
+
+    if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 ||
+        !PyBytes_Check(PyTuple_GET_ITEM(pair, 0)) || !PyList_Check(PyTuple_GET_ITEM(pair, 1))) {
+        PyErr_SetString(PyExc_SystemError, "trireme: dumps gave no (bytes, list)");
+        return -1;
+    }
+    data = PyTuple_GET_ITEM(pair, 0);
+    bufs = PyTuple_GET_ITEM(pair, 1);
+    nbuf = PyList_GET_SIZE(bufs);
+    head[0] = (uint64_t)PyBytes_GET_SIZE(data);
+    head[1] = (uint64_t)nbuf;
+    total = 16 + 8 * (uint64_t)nbuf + head[0];
+    for (Py_ssize_t i = 0; i < nbuf; i++) {
+        PyObject *m = PyList_GET_ITEM(bufs, i);
+
+        if (!PyMemoryView_Check(m)) {
+            PyErr_SetString(PyExc_SystemError, "trireme: dumps gave no memoryview");
+            return -1;
+        }
+        total = up64(total) + (uint64_t)PyMemoryView_GET_BUFFER(m)->len;
+    }
+    p = room(ctx, total, off);
+    if (!p) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_MemoryError, "%llu bytes do not fit into the pool's shared memory",
+                         (unsigned long long)total);
+        return -1;
+    }
+    memcpy(p, head, 16);
+    at = 16 + 8 * (uint64_t)nbuf;
+    memcpy(p + at, PyBytes_AS_STRING(data), head[0]);
+    at += head[0];
+    for (Py_ssize_t i = 0; i < nbuf; i++) {
+        const Py_buffer *b = PyMemoryView_GET_BUFFER(PyList_GET_ITEM(bufs, i));
+        uint64_t n = (uint64_t)b->len;
+
+        memcpy(p + 16 + 8 * i, &n, 8);
+        at = up64(at);
+        if (n >= 1u << 20) {
+            Py_BEGIN_ALLOW_THREADS memcpy(p + at, b->buf, n);
+            Py_END_ALLOW_THREADS
+        } else {
+            memcpy(p + at, b->buf, n);
+        }
+        at += n;
+    }
+    *len = total;
+    return 0;
+}
+
+PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObject *root)
+{
+    uint64_t head[2], at, n;
+    PyObject *data = NULL, *bufs = NULL, *value = NULL;
+
+    if (state_late_imports(st) < 0)
+        return NULL;
+    if (len < 16)
+        goto bad;
+    memcpy(head, p, 16);
+    if (head[1] > (len - 16) / 8)
+        goto bad;
+    at = 16 + 8 * head[1];
+    if (head[0] > len - at)
+        goto bad;
+    bufs = PyTuple_New((Py_ssize_t)head[1]);
+    if (!bufs)
+        return NULL;
+    data = PyMemoryView_FromMemory((char *)(uintptr_t)(p + at), (Py_ssize_t)head[0], PyBUF_READ);
+    if (!data)
+        goto out;
+    at += head[0];
+    for (uint64_t i = 0; i < head[1]; i++) {
+        PyObject *b;
+
+        memcpy(&n, p + 16 + 8 * i, 8);
+        at = up64(at);
+        if (at > len || n > len - at) {
+            Py_CLEAR(bufs);
+            goto bad;
+        }
+        b = root ? block_slice(st, root, at, n)
+                 : PyByteArray_FromStringAndSize((const char *)p + at, (Py_ssize_t)n);
+        if (!b)
+            goto out;
+        PyTuple_SET_ITEM(bufs, (Py_ssize_t)i, b);
+        at += n;
+    }
+    value = PyObject_CallFunctionObjArgs(st->loads, data, bufs, NULL);
+out:
+    Py_XDECREF(data);
+    Py_XDECREF(bufs);
+    return value;
+bad:
+    Py_XDECREF(data);
+    PyErr_SetString(PyExc_ValueError, "trireme: a pickle in shared memory is malformed");
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ the owner writes arguments */
+
+struct arg_room {
+    PoolObject *pool;
+    struct tri_slot *s;
+};
+
+static uint8_t *arg_room(void *ctx, uint64_t bytes, uint64_t *off)
+{
+    struct arg_room *r = ctx;
+
+    *off = 0;
+    if (bytes <= TRI_ARG_INLINE)
+        return r->s->arg;
+    *off = tri_pool_block_new(r->pool->core->p, bytes);
+    return *off ? tri_pool_at(r->pool->core->p, *off) : NULL;
+}
+
+/* Encoded bytes go inline if they still are there, else into a block. */
+static int args_place(PoolObject *pool, struct tri_slot *s, struct tri_buf *b)
+{
+    s->arg_off = 0;
+    s->arg_len = b->len;
+    if (b->p != s->arg) {
+        s->arg_off = tri_pool_block_new(pool->core->p, b->len);
+        if (s->arg_off)
+            memcpy(tri_pool_at(pool->core->p, s->arg_off), b->p, b->len);
+    }
+    if (b->p != s->arg && !s->arg_off) {
+        PyErr_Format(PyExc_MemoryError, "%zu bytes do not fit into the pool's shared memory",
+                     b->len);
+        tri_buf_free(b);
+        return -1;
+    }
+    tri_buf_free(b);
+    return 0;
+}
+
+static int args_pickle(PoolObject *pool, struct tri_slot *s, PyObject *obj, const char *what)
+{
+    struct arg_room room = {pool, s};
+    PyObject *name, *pair;
+    int err;
+
+    if (state_late_imports(pool->st) < 0)
+        return -1;
+    name = PyUnicode_FromString(what);
+    pair = name ? PyObject_CallFunctionObjArgs(pool->st->dumps, obj, name, NULL) : NULL;
+    Py_XDECREF(name);
+    if (!pair)
+        return -1;
+    s->arg_off = 0;
+    err = pickled_write(pair, arg_room, &room, &s->arg_off, &s->arg_len);
+    Py_DECREF(pair);
+    s->flags |= V_PICKLED;
+    return err;
+}
+
+int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_ssize_t n,
+               PyObject *kwargs)
+{
+    struct tri_buf b;
+    PyObject *tuple, *pair = NULL;
+    int err;
+
+    tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
+    s->items = (uint64_t)n;
+    s->arg_len = 0;
+    if (!kwargs || PyDict_GET_SIZE(kwargs) == 0) {
+        if (n == 0)
+            return 0;
+        err = tri_encode_seq(&b, args, n);
+        if (err == TRI_ENC_OK)
+            return args_place(pool, s, &b);
+        tri_buf_free(&b);
+        if (err == TRI_ENC_ERROR)
+            return -1;
+        kwargs = NULL;
+    }
+    tuple = PyTuple_New(n);
+    if (!tuple)
+        return -1;
+    for (Py_ssize_t i = 0; i < n; i++)
+        PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
+    if (!kwargs) {
+        err = args_pickle(pool, s, tuple, "args");
+        Py_DECREF(tuple);
+        return err;
+    }
+    pair = PyTuple_Pack(2, tuple, kwargs);
+    Py_DECREF(tuple);
+    if (!pair)
+        return -1;
+    s->flags |= V_KWARGS;
+    err = tri_encode(&b, pair);
+    if (err == TRI_ENC_OK) {
+        err = args_place(pool, s, &b);
+    } else {
+        tri_buf_free(&b);
+        err = err == TRI_ENC_ERROR ? -1 : args_pickle(pool, s, pair, "(args, kwargs)");
+    }
+    Py_DECREF(pair);
+    return err;
+}
+
+static int range_write(PoolObject *pool, struct tri_slot *s, PyObject *range, Py_ssize_t first,
+                       Py_ssize_t n)
+{
+    struct tri_buf b;
+    PyObject *start = PySequence_GetItem(range, first);
+    PyObject *step = start ? PyObject_GetAttrString(range, "step") : NULL;
+    int err = -1;
+
+    if (step) {
+        tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
+        err = tri_encode_range(&b, start, step, n);
+        err = err == TRI_ENC_OK ? args_place(pool, s, &b) : err;
+    }
+    Py_XDECREF(start);
+    Py_XDECREF(step);
+    return err;
+}
+
+int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t first, Py_ssize_t n)
+{
+    struct tri_buf b;
+    PyObject *part;
+    int err;
+
+    s->items = (uint64_t)n;
+    s->flags |= V_CHUNK;
+    if (PyRange_Check(seq)) {
+        err = range_write(pool, s, seq, first, n);
+        if (err <= 0)
+            return err;
+        part = PySequence_GetSlice(seq, first, first + n);
+        if (!part)
+            return -1;
+        Py_SETREF(part, PySequence_List(part));
+        if (!part)
+            return -1;
+        err = items_write(pool, s, part, 0, n);
+        Py_DECREF(part);
+        return err;
+    }
+    tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
+    err = tri_encode_seq(&b, PySequence_Fast_ITEMS(seq) + first, n);
+    if (err == TRI_ENC_OK)
+        return args_place(pool, s, &b);
+    tri_buf_free(&b);
+    if (err == TRI_ENC_ERROR)
+        return -1;
+    part = PyList_New(n);
+    if (!part)
+        return -1;
+    for (Py_ssize_t i = 0; i < n; i++)
+        PyList_SET_ITEM(part, i, Py_NewRef(PySequence_Fast_ITEMS(seq)[first + i]));
+    err = args_pickle(pool, s, part, "items");
+    Py_DECREF(part);
+    return err;
+}
+
+/* ------------------------------------------------------------------ the owner reads results */
+
+void result_drop(PoolObject *pool, struct tri_done *d)
+{
+    if (pool->threads) {
+        PyObject *o;
+
+        if (d->status == 0 && d->res_len == sizeof o) {
+            memcpy(&o, d->res, sizeof o);
+            Py_XDECREF(o);
+        }
+    } else if (d->spill) {
+        munmap(d->spill, d->res_len);
+    } else if (d->res_off) {
+        tri_pool_block_free(pool->core->p, d->res_off);
+    }
+    d->spill = NULL;
+    d->res_off = d->res_len = 0;
+}
+
+/*
+ * Unpickling a result is user code.  An exit that it raises belongs to its future and must not end
+ * the program of whoever reads it; KeyboardInterrupt may be the user's own Ctrl-C and stays.
+ */
+static void contain(void)
+{
+    PyObject *type, *exc, *tb, *errors, *error = NULL;
+
+    if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_Exception) ||
+        PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        return;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyErr_NormalizeException(&type, &exc, &tb);
+    errors = PyImport_ImportModule("trireme._errors");
+    if (errors && exc)
+        error = PyObject_CallMethod(errors, "unreadable_result", "O", exc);
+    if (error)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(errors);
+    Py_XDECREF(error);
+    Py_XDECREF(type);
+    Py_XDECREF(exc);
+    Py_XDECREF(tb);
+}
+
+PyObject *result_read(PoolObject *pool, struct tri_done *d)
+{
+    struct tri_pool *p = pool->core->p;
+    const uint8_t *bytes = tri_done_bytes(p, d);
+    PyObject *value, *root;
+
+    if (pool->threads) {
+        memcpy(&value, d->res, sizeof value);
+        d->res_len = 0;
+        return value;
+    }
+    if (!(d->res_flags & V_PICKLED)) {
+        value = tri_decode(bytes, d->res_len, NULL);
+        result_drop(pool, d);
+        return value;
+    }
+    if (d->spill || (d->res_off && d->res_len >= COPY_BELOW)) {
+        root = d->spill ? block_of_spill(pool->st, d->spill, d->res_len)
+                        : block_of_result(pool->st, pool->core, d->res_off, d->res_len);
+        if (!root) {
+            result_drop(pool, d);
+            return NULL;
+        }
+        d->res_off = 0; /* the Block's now */
+        d->spill = NULL;
+        value = pickled_read(pool->st, bytes, d->res_len, root);
+        Py_DECREF(root);
+    } else {
+        value = pickled_read(pool->st, bytes, d->res_len, NULL);
+        result_drop(pool, d);
+    }
+    if (!value)
+        contain();
+    return value;
+}
+
+PyObject *result_exception(PoolObject *pool, struct tri_done *d)
+{
+    PyObject *data, *exc;
+
+    if (pool->threads)
+        return result_read(pool, d);
+    if (state_late_imports(pool->st) < 0)
+        return NULL;
+    data = PyBytes_FromStringAndSize((const char *)tri_done_bytes(pool->core->p, d),
+                                     (Py_ssize_t)d->res_len);
+    result_drop(pool, d);
+    if (!data)
+        return NULL;
+    exc = PyObject_CallOneArg(pool->st->decode_exception, data);
+    Py_DECREF(data);
+    return exc;
+}

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Future: what submit() gives.
+
+The C part (``_core.FutureBase``) waits, decodes and keeps the state; this class makes it a
+``concurrent.futures.Future``, so that everything written for those accepts it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future as _StdFuture
+
+from . import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Any
+
+
+class Future(_core.FutureBase, _StdFuture):
+    """The result of one call, now or later.
+
+    A ``concurrent.futures.Future`` in every respect, and awaitable.  ``result(timeout=None)`` and
+    ``exception(timeout=None)`` take results off the pool themselves; callbacks, ``wait()``,
+    ``as_completed()`` and ``await`` need somebody who waits, so the pool then runs one thread
+    until those futures have ended.
+    """
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        raise TypeError("futures come from Pool.submit()")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {id(self):#x} state={self._state.lower()}>"
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+    __class_getitem__ = classmethod(type(list[int]))  # type: ignore[assignment,var-annotated]
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Refused: workers decide."""
+        raise RuntimeError("a pool's future is completed by the pool only")
+
+    def set_result(self, result: Any) -> None:
+        """Refused: workers decide."""
+        raise RuntimeError("a pool's future is completed by the pool only")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Refused: workers decide."""
+        raise RuntimeError("a pool's future is completed by the pool only")
+
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        """What asyncio (3.14) asks for in one step: done, cancelled, result, exception."""
+        if not self.done():
+            return False, False, None, None
+        if self.cancelled():
+            return True, True, None, None
+        exception = self._exception
+        return True, False, None if exception is not None else self._result, exception
+
+    def _tell(self) -> None:
+        """Called once by a pump, after this future has ended: tell whoever waits for it."""
+        with self._condition:
+            self._announce()
+            for waiter in self._waiters:
+                if self.cancelled():
+                    waiter.add_cancelled(self)
+                elif self.exception() is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+
+
+_core._set_future_class(Future)

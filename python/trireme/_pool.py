@@ -1,0 +1,731 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pool: a set of workers that run Python functions, and the default pool.
+
+This file adds names, defaults and types to ``_core.PoolBase``; what happens once per task is in C.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import weakref
+
+from . import _core, _future, _output, _pickling, _warden
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, TypeVar
+
+    from ._async import AsyncResult
+
+    T = TypeVar("T")
+    R = TypeVar("R")
+
+KINDS = ("process", "thread", "serial")
+STARTS = ("forkserver", "fork", "spawn")
+_MAP, _ORDERED, _UNORDERED, _ASYNC = range(4)
+
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_serving = threading.RLock()
+_opening = threading.RLock()  # one thread at a time starts or replaces the shared warden
+
+
+def cpu_count(physical: bool = False) -> int:
+    """How many CPUs this process may use; its physical cores with *physical*.
+
+    Honours ``PYTHON_CPU_COUNT``, the affinity mask and the quota of a container.
+    """
+    return _core.cpu_count(physical)
+
+
+def _default_workers() -> int:
+    """As many as CPUs; one inside a worker, so that nested pools do not multiply."""
+    return 1 if os.environ.get("TRIREME_WORKER") == str(os.getpid()) else cpu_count()
+
+
+def _as_items(items: Any, what: str) -> Any:
+    """*items* as a list, tuple or range; says what is wrong when it cannot be."""
+    if type(items) in (list, tuple, range):
+        return items
+    try:
+        return list(items)
+    except TypeError as exc:
+        if hasattr(type(items), "__iter__") or hasattr(type(items), "__getitem__"):
+            raise
+        hint = f"; did you mean range({items})?" if isinstance(items, int) else ""
+        raise TypeError(
+            f"{what} needs an iterable of items, not {type(items).__name__} ({items!r}){hint}"
+        ) from exc
+
+
+def _check_pool_options(
+    workers: Any, kind: str, start: str, initializer: Any, max_tasks_per_worker: Any
+) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if start not in STARTS:
+        raise ValueError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
+    if workers is not None:
+        if isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers must be an int or None, not {type(workers).__name__}")
+        if not 1 <= workers <= 1024:
+            raise ValueError(f"workers must be from 1 to 1024, not {workers}")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be callable")
+    if max_tasks_per_worker is not None:
+        if isinstance(max_tasks_per_worker, bool) or not isinstance(max_tasks_per_worker, int):
+            raise TypeError(
+                "max_tasks_per_worker must be an int or None, "
+                f"not {type(max_tasks_per_worker).__name__}"
+            )
+        if max_tasks_per_worker < 1:
+            raise ValueError("max_tasks_per_worker must be at least 1")
+
+
+def _as_iterator(items: Any, what: str) -> Iterator[Any]:
+    try:
+        return iter(items)
+    except TypeError:
+        _as_items(items, what)
+        raise
+
+
+class Pool(_core.PoolBase):
+    """A set of workers owned by this process.
+
+    Args:
+        workers: how many; None for :func:`cpu_count`.
+        kind: "process" (workers may crash alone, no GIL between them), "thread" (no copies, for
+            functions that release the GIL), "serial" (runs in the caller; for debugging).
+        start: how worker processes are started: "forkserver" (forked from a small clean process;
+            default), "fork" (forked from this process: they see its memory of this moment),
+            "spawn" (each a fresh interpreter).  None of them needs a ``__main__`` guard.
+        initializer, initargs: called in each worker before its first task.  If it raises, the
+            pool is broken: every task raises that exception.
+        max_tasks_per_worker: a worker is replaced after so many tasks.
+        threads_per_worker: BLAS and OpenMP threads in each worker; None for as many as leave
+            every CPU used once, 0 for no limit.
+        arena_bytes: shared memory that one participant may fill; None for the machine's.
+        slots: tasks in flight at most; submit() blocks beyond.
+        spin: seconds a participant may search busily before it sleeps; None for the default.
+
+    Use as a context manager, or call :meth:`close` and :meth:`join`, or :meth:`terminate`.  A
+    pool that is dropped without that is terminated.  In a fork of this process every method
+    raises RuntimeError.
+    """
+
+    def __new__(cls, workers: int | None = None, *, kind: str = "process", **options: Any) -> Any:
+        if kind == "serial":
+            from ._serial import SerialPool
+
+            return SerialPool(workers, **options)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        kind: str = "process",
+        start: str = "forkserver",
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        max_tasks_per_worker: int | None = None,
+        threads_per_worker: int | None = None,
+        arena_bytes: int | None = None,
+        slots: int | None = None,
+        spin: float | None = None,
+        max_restarts: int | None = None,
+    ) -> None:
+        _check_pool_options(workers, kind, start, initializer, max_tasks_per_worker)
+        if workers is None:
+            workers = _default_workers()
+        self._workers = workers
+        self._kind = kind
+        self._start = start
+        self._server: threading.Thread | None = None
+        self._stopping = False
+        self._joined = False
+        setup = b""
+        prepare: Callable[[], object] | None = None
+        if kind == "process":
+            setup = self._setup(workers, start, initializer, tuple(initargs), threads_per_worker)
+        elif initializer is not None:
+            from functools import partial
+
+            prepare = partial(initializer, *initargs)
+        options: dict[str, Any] = {
+            "threads": kind == "thread",
+            "workers": workers,
+            "spawn": start == "spawn",
+            "setup": setup,
+            "output": kind == "process",
+            "arena_bytes": arena_bytes or 0,
+            "slots": slots or 0,
+            "spin_ns": -1 if spin is None else int(spin * 1e9),
+            "max_tasks": max_tasks_per_worker or 0,
+            "max_restarts": max_restarts or 0,
+            "serve": _serve,
+            "initializer": prepare,
+        }
+        if kind == "process" and start != "fork":
+            self._open_shared(options)
+        else:
+            if kind == "process":
+                self._prepare_fork()
+            self._open(shared_warden=-1, **options)
+        _open_pools.add(self)
+
+    def _open_shared(self, options: dict[str, Any]) -> None:
+        """Open with this process's warden; with another one if that has died since."""
+        with _opening:
+            for attempt in (0, 1):
+                known = _warden.running()
+                try:
+                    self._open(shared_warden=_warden.shared(), **options)
+                    _warden.started()
+                    return
+                except BaseException as exc:
+                    refused = _warden.lost()
+                    if refused:
+                        raise OSError(refused, os.strerror(refused)) from None
+                    # ConnectionError: it was gone; RuntimeError (WorkerLost): it went just now.
+                    if attempt or not known or not isinstance(exc, (ConnectionError, RuntimeError)):
+                        raise
+
+    @staticmethod
+    def _setup(
+        workers: int,
+        start: str,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        threads: int | None,
+    ) -> bytes:
+        if threads is None:
+            threads = max(1, cpu_count() // workers)
+        elif threads == 0 and start != "fork":
+            # The fork server's libraries have their limit already; this is what none would be.
+            threads = len(os.sched_getaffinity(0))
+        info: dict[str, Any] = {
+            "environ": dict(os.environ),
+            "cwd": _warden.folder(),
+            "path": _warden.search_path(),
+            "argv": list(sys.argv),
+            "logging": _output.logging_config(),
+            "threads": threads or None,
+            "forward": _output.want_forwarding(),
+        }
+        if initializer is not None:
+            info["initializer"] = _pickling.dumps_inband((initializer, initargs), "initializer")
+        return _pickling.dumps_inband(info)
+
+    @staticmethod
+    def _prepare_fork() -> None:
+        # What every worker needs is imported before the fork, once, not in each of them.
+        from . import _errors, _losses, _worker  # noqa: F401  (_limits is here already)
+
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:
+                pass  # closed, or none
+
+    # ------------------------------------------------------------------ maps
+
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        chunk: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        progress: Any = None,
+        caller: bool = False,
+    ) -> list[R]:
+        """``[fn(x) for x in iterable]`` on the workers; several iterables go in step, as in map().
+
+        Blocks.  The first failure cancels what has not started and is raised here with the
+        worker's traceback as its cause.
+
+        chunk: items per task; None lets the pool measure and aim at 0.5 ms per task.
+        timeout: seconds for each item; one that takes longer loses its worker and raises
+            TaskTimeout.
+        retries: how often a task is run again after its worker died.
+        priority: -2 (last) to 2 (first).
+        progress: True for a bar, a callable of (done, total), or a tqdm bar.
+        caller: the caller works too while it waits.  Fastest on few CPUs; a crash of *fn* then
+            takes this process.
+        """
+        items, star = self._items(iterables, "map()")
+        return self._run(fn, items, star, chunk, timeout, retries, priority, progress, caller)
+
+    def starmap(
+        self,
+        fn: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        chunk: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        progress: Any = None,
+        caller: bool = False,
+    ) -> list[R]:
+        """``[fn(*x) for x in iterable]`` on the workers; options as in :meth:`map`."""
+        items = _as_items(iterable, "starmap()")
+        return self._run(fn, items, True, chunk, timeout, retries, priority, progress, caller)
+
+    @staticmethod
+    def _items(iterables: tuple[Any, ...], what: str) -> tuple[Any, bool]:
+        if not iterables:
+            raise TypeError(f"{what} needs at least one iterable")
+        if len(iterables) == 1:
+            return _as_items(iterables[0], what), False
+        return list(zip(*(_as_iterator(i, what) for i in iterables), strict=False)), True
+
+    def _run(
+        self,
+        fn: Any,
+        items: Any,
+        star: bool,
+        chunk: int | None,
+        timeout: float | None,
+        retries: int,
+        priority: int,
+        progress: Any,
+        caller: bool,
+    ) -> Any:
+        shown = None
+        if progress:
+            from ._progress import make_progress
+
+            shown = make_progress(progress, len(items))
+        job = self._job(
+            fn,
+            items,
+            len(items),
+            _MAP,
+            star=star,
+            chunk=_chunk(chunk),
+            timeout=timeout,
+            retries=retries,
+            priority=priority,
+            progress=shown.update if shown else None,
+            caller=caller,
+        )
+        try:
+            return job._get(None)
+        finally:
+            if shown:
+                shown.close()
+
+    def imap(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        chunk: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        progress: Any = None,
+    ) -> Iterator[R]:
+        """An iterator over the results, in order, as they come.
+
+        Input is pulled as results are taken, a bounded number of items ahead, so it may be
+        endless.  An item that fails raises at its place; the next call goes on behind it.
+        ``next(timeout)`` of the iterator waits at most so many seconds.
+        """
+        return self._iterate(
+            _ORDERED, "imap()", fn, iterables, chunk, timeout, retries, priority, progress
+        )
+
+    def imap_unordered(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        chunk: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        progress: Any = None,
+    ) -> Iterator[R]:
+        """Like :meth:`imap`, but results come as they end."""
+        return self._iterate(
+            _UNORDERED, "imap_unordered()", fn, iterables, chunk, timeout, retries, priority,
+            progress,
+        )  # fmt: skip
+
+    def _iterate(
+        self,
+        mode: int,
+        what: str,
+        fn: Any,
+        iterables: tuple[Any, ...],
+        chunk: int | None,
+        timeout: float | None,
+        retries: int,
+        priority: int,
+        progress: Any,
+    ) -> Any:
+        if not iterables:
+            raise TypeError(f"{what} needs at least one iterable")
+        star = len(iterables) > 1
+        items: Any = _as_iterator(iterables[0], what)
+        if star:
+            items = zip(items, *(_as_iterator(i, what) for i in iterables[1:]), strict=False)
+        shown = None
+        if progress:
+            from ._progress import make_progress
+
+            try:
+                total = min(len(i) for i in iterables)  # type: ignore[arg-type]
+            except TypeError:
+                total = None
+            shown = make_progress(progress, total)
+        return self._job(
+            fn,
+            items,
+            -1,
+            mode,
+            star=star,
+            chunk=_chunk(chunk),
+            timeout=timeout,
+            retries=retries,
+            priority=priority,
+            progress=shown.update if shown else None,
+            finish=shown.close if shown else None,
+        )
+
+    def map_async(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        chunk: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult:
+        """Start a :meth:`map` in the background."""
+        items, star = self._items(iterables, "map_async()")
+        return self._background(
+            fn, items, star, chunk, timeout, retries, priority, callback, error_callback
+        )
+
+    def starmap_async(
+        self,
+        fn: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        chunk: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult:
+        """Start a :meth:`starmap` in the background."""
+        items = _as_items(iterable, "starmap_async()")
+        return self._background(
+            fn, items, True, chunk, timeout, retries, priority, callback, error_callback
+        )
+
+    def _background(
+        self,
+        fn: Any,
+        items: Any,
+        star: bool,
+        chunk: int | None,
+        timeout: float | None,
+        retries: int,
+        priority: int,
+        callback: Any,
+        error_callback: Any,
+    ) -> AsyncResult:
+        from ._async import AsyncResult
+
+        job = self._job(
+            fn,
+            items,
+            len(items),
+            _ASYNC,
+            star=star,
+            chunk=_chunk(chunk),
+            timeout=timeout,
+            retries=retries,
+            priority=priority,
+        )
+        return AsyncResult(job, callback, error_callback)
+
+    # ------------------------------------------------------------------ single calls
+
+    def apply(
+        self,
+        fn: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+    ) -> R:
+        """``fn(*args, **kwds)`` on a worker.  Blocks."""
+        future = self._call(fn, args, kwds, timeout, retries, priority)
+        return future.result()  # type: ignore[no-any-return]
+
+    def apply_async(
+        self,
+        fn: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult:
+        """Start ``fn(*args, **kwds)`` on a worker; :meth:`submit` gives a Future instead."""
+        from ._async import CallResult
+
+        future = self._call(fn, args, kwds, timeout, retries, priority)
+        return CallResult(future, callback, error_callback)
+
+    def _call(
+        self,
+        fn: Any,
+        args: Iterable[Any],
+        kwds: dict[str, Any] | None,
+        timeout: float | None,
+        retries: int,
+        priority: int,
+    ) -> Any:
+        if kwds and not {"timeout", "retries", "priority"}.isdisjoint(kwds):
+            from functools import partial
+
+            fn, kwds = partial(fn, **kwds), None
+        return self.submit(
+            fn, *args, timeout=timeout, retries=retries, priority=priority, **(kwds or {})
+        )
+
+    # ------------------------------------------------------------------ ending
+
+    def close(self) -> None:
+        """Take no more tasks; those submitted are finished.  Does not block."""
+        if not self._is_fork:
+            self._refuse()
+
+    def join(self) -> None:
+        """Wait until every task has ended and the workers have left.  Call :meth:`close` first."""
+        if self._is_fork:
+            raise RuntimeError("this process is a fork of the pool's owner")
+        if not self._refused:
+            raise ValueError("the pool is still open: call close() or terminate() first")
+        if self._joined:
+            return
+        while self._pending():
+            self._step(0.1)
+        while not self._end(False, 0.05):
+            pass
+        self._finish()
+
+    def terminate(self) -> None:
+        """End the workers at once, whatever they do; tasks not done raise WorkerLost."""
+        if self._is_fork or self._joined:
+            return
+        self._refuse()
+        self._end(True, 2.0)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._joined = True
+        self._forget()
+        _open_pools.discard(self)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        """Finish the tasks; after an exception, terminate instead."""
+        if self._is_fork:
+            return
+        if exc_type is not None:
+            self.terminate()
+            return
+        try:
+            self.close()
+            self.join()
+        except BaseException:
+            self.terminate()
+            raise
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Pool cannot be pickled or sent to a worker: it belongs to the process that opened "
+            "it; open another one inside the task"
+        )
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def workers(self) -> int:
+        """How many workers the pool has."""
+        return self._workers
+
+    @property
+    def kind(self) -> str:
+        """ "process", "thread" or "serial"."""
+        return self._kind
+
+    @property
+    def start(self) -> str:
+        """How worker processes are started."""
+        return self._start
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the pool opened: tasks, deaths, sleeps, wake-ups, bytes.
+
+        ``arena_live_bytes`` is memory in blocks not yet freed.
+        """
+        return {"kind": self._kind, "start": self._start, **self._stats(), "pids": self._pids()}
+
+    def __repr__(self) -> str:
+        state = "joined" if self._joined else "closed" if self._refused else "open"
+        return f"<trireme.Pool {self._workers} {self._kind} workers, {state}>"
+
+
+def _chunk(chunk: int | None) -> int:
+    if chunk is None:
+        return 0
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk must be a positive int or None, not {chunk!r}")
+    return chunk
+
+
+# ---------------------------------------------------------------------------------------------
+# The thread that waits when nobody else does, only while somebody is to be told
+# ---------------------------------------------------------------------------------------------
+
+
+def _serve(pool: Pool) -> None:
+    """Called by C when a future or job of *pool* is watched: have a thread wait for it."""
+    with _serving:
+        if pool._server is None and not pool._stopping:
+            pool._server = threading.Thread(
+                target=_serve_loop, args=(pool,), name="trireme-watch", daemon=True
+            )
+            pool._server.start()
+
+
+def _serve_loop(pool: Pool) -> None:
+    while True:
+        with _serving:
+            if pool._stopping or not pool._watched:
+                pool._server = None
+                return
+        try:
+            pool._step(0.2)
+        except Exception:
+            with _serving:
+                pool._server = None
+            return
+
+
+def _before_fork() -> None:
+    """No thread of ours runs while the user forks: the child would inherit its locks."""
+    for pool in list(_open_pools):
+        thread = pool._server
+        if thread is not None and thread is not threading.current_thread():
+            pool._stopping = True
+            pool._nudge()
+            thread.join()
+
+
+def _after_fork_parent() -> None:
+    for pool in list(_open_pools):
+        if pool._stopping:
+            pool._stopping = False
+            if pool._watched:
+                _serve(pool)
+
+
+def _after_fork_child() -> None:
+    global _default, _serving, _opening
+    _open_pools.clear()
+    _default = None
+    _serving = threading.RLock()
+    _opening = threading.RLock()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_parent,
+    after_in_child=_after_fork_child,
+)
+
+
+# ---------------------------------------------------------------------------------------------
+# The default pool
+# ---------------------------------------------------------------------------------------------
+
+_default: Pool | None = None
+
+
+def default_pool() -> Pool:
+    """The pool behind :func:`map`, :func:`starmap` and :func:`submit`; opened when first used."""
+    global _default
+    if _default is None or _default._broken or _default._refused:
+        if _default is not None:
+            _default.terminate()
+        _default = Pool()
+    return _default
+
+
+class _Default:
+    """The default pool for one call: an interrupt ends it."""
+
+    def __enter__(self) -> Pool:
+        return default_pool()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        global _default
+        if kind is KeyboardInterrupt and _default is not None:
+            # Nothing may go on in the background that the user has interrupted.
+            pool, _default = _default, None
+            pool.terminate()
+
+
+def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> list[R]:
+    """:meth:`Pool.map` on the default pool."""
+    with _Default() as pool:
+        return pool.map(fn, *iterables, **options)
+
+
+def starmap(fn: Callable[..., R], iterable: Iterable[Any], **options: Any) -> list[R]:
+    """:meth:`Pool.starmap` on the default pool."""
+    with _Default() as pool:
+        return pool.starmap(fn, iterable, **options)
+
+
+def submit(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> _future.Future:
+    """:meth:`Pool.submit` on the default pool."""
+    return default_pool().submit(fn, *args, **kwargs)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for pool in list(_open_pools):
+        if pool._is_fork or pool._joined:
+            continue
+        try:
+            # Nobody is left to be told, and telling imports modules, at which an interpreter that
+            # ends by Ctrl-C forgets that it does.
+            pool._refuse()
+            pool._end(True, 2.0, False)
+            pool._joined = True
+        except Exception:
+            pass  # the warden ends the workers in any case

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""SerialPool: the caller is the only worker.  For debugging, and for machines with one CPU."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future as _StdFuture
+
+from . import _share
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from typing import Any
+
+
+class SerialFuture(_StdFuture):  # type: ignore[type-arg]
+    """A call that has already been made."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+
+def _here(value: Any) -> Any:
+    return value.value if isinstance(value, _share.Shared) else value
+
+
+def _check_callable(fn: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"a task needs a callable, not {type(fn).__name__}: {fn!r}")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Options of a call mean nothing here, but a wrong one is as wrong as in any other pool."""
+    from ._pool import _chunk
+
+    _chunk(options.pop("chunk", None))
+    options.pop("caller", None)
+    timeout = options.pop("timeout", None)
+    if timeout is not None:
+        if not isinstance(timeout, (int, float)):
+            raise TypeError(
+                f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+            )
+        if not timeout > 0:
+            raise ValueError("timeout must be more than 0 seconds")
+    for name, low, high in (("retries", 0, 65535), ("priority", -2, 2)):
+        value = options.pop(name, 0)
+        if not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be from {low} to {high}")
+    for name in options:
+        raise TypeError(f"unexpected keyword argument {name!r}")
+
+
+class _Results:
+    """What imap() gives: it goes on behind an item that fails, as in other pools."""
+
+    def __init__(self, pool: SerialPool, fn: Any, items: Iterator[Any], shown: Any) -> None:
+        self._pool = pool
+        self._fn = fn
+        self._items = items
+        self._shown = shown
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            args = next(self._items)
+        except BaseException:
+            self._close()
+            raise
+        try:
+            return self._pool._call(self._fn, args, {})
+        finally:
+            if self._shown:
+                self._shown.update(1)
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result; *timeout* means nothing: the call is made here and now."""
+        return next(self)
+
+    def _close(self) -> None:
+        if self._shown:
+            self._shown.close()
+
+
+class SerialPool:
+    """The methods of Pool, run in the caller, one after the other, without pickling.
+
+    ``timeout``, ``retries`` and ``priority`` are accepted and mean nothing: there is no worker to
+    kill.  Exceptions come as they are.
+    """
+
+    workers = 1
+    kind = "serial"
+    start = "none"
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        start: str = "forkserver",
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        max_tasks_per_worker: int | None = None,
+        threads_per_worker: int | None = None,
+        arena_bytes: int | None = None,
+        slots: int | None = None,
+        spin: float | None = None,
+        max_restarts: int | None = None,
+    ) -> None:
+        from ._pool import _check_pool_options
+
+        _check_pool_options(workers, "serial", start, initializer, max_tasks_per_worker)
+        self._closed = False
+        self._calls = 0
+        self._failed = 0
+        if initializer is not None:
+            initializer(*initargs)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ValueError("the pool is closed")
+
+    def _call(self, fn: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> Any:
+        self._calls += 1
+        try:
+            return fn(*map(_here, args), **{name: _here(v) for name, v in kwargs.items()})
+        except BaseException:
+            self._failed += 1
+            raise
+
+    # ------------------------------------------------------------------ single calls
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> SerialFuture:
+        """Call now; the future has ended when it is returned."""
+        options: dict[str, Any] = {
+            k: kwargs.pop(k) for k in ("timeout", "retries", "priority") if k in kwargs
+        }
+        return self._submit(fn, args, kwargs, options)
+
+    def _submit(
+        self, fn: Any, args: Iterable[Any], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> SerialFuture:
+        self._check()
+        _check_callable(fn)
+        _check_options(options)
+        return self._future(lambda: self._call(fn, args, kwargs))
+
+    @staticmethod
+    def _future(call: Callable[[], Any]) -> SerialFuture:
+        future = SerialFuture()
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(call())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            future.set_exception(exc)
+        return future
+
+    def apply(
+        self,
+        fn: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """``fn(*args, **kwds)``."""
+        return self._submit(fn, args, kwds or {}, options).result()
+
+    def apply_async(
+        self,
+        fn: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: dict[str, Any] | None = None,
+        *,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        **options: Any,
+    ) -> Any:
+        """:meth:`apply`, as an AsyncResult that has ended."""
+        from ._async import CallResult
+
+        return CallResult(self._submit(fn, args, kwds or {}, options), callback, error_callback)
+
+    # ------------------------------------------------------------------ maps
+
+    def _iterate(
+        self, what: str, fn: Any, iterables: tuple[Any, ...], star: bool, options: dict[str, Any]
+    ) -> _Results:
+        from ._pool import _as_iterator
+        from ._progress import make_progress
+
+        self._check()
+        _check_callable(fn)
+        if not iterables:
+            raise TypeError(f"{what} needs at least one iterable")
+        progress = options.pop("progress", None)
+        _check_options(options)
+        items: Iterator[Any]
+        if len(iterables) == 1:
+            items = _as_iterator(iterables[0], what)
+            items = items if star else zip(items, strict=False)
+        else:
+            items = zip(*(_as_iterator(i, what) for i in iterables), strict=False)
+        shown = None
+        if progress:
+            try:
+                total = min(len(i) for i in iterables)
+            except TypeError:
+                total = None
+            shown = make_progress(progress, total)
+        return _Results(self, fn, items, shown)
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> list[Any]:
+        """``list(map(fn, *iterables))``."""
+        return self._all(self._iterate("map()", fn, iterables, False, options))
+
+    def starmap(
+        self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any
+    ) -> list[Any]:
+        """``[fn(*x) for x in iterable]``."""
+        return self._all(self._iterate("starmap()", fn, (iterable,), True, options))
+
+    @staticmethod
+    def _all(results: _Results) -> list[Any]:
+        try:
+            return list(results)
+        finally:
+            results._close()
+
+    def imap(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any
+    ) -> Iterator[Any]:
+        """``map(fn, *iterables)``, one call per result taken."""
+        return self._iterate("imap()", fn, iterables, False, options)
+
+    def imap_unordered(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any
+    ) -> Iterator[Any]:
+        """:meth:`imap`: calls end in the order of the input."""
+        return self._iterate("imap_unordered()", fn, iterables, False, options)
+
+    def map_async(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        **options: Any,
+    ) -> Any:
+        """:meth:`map`, as an AsyncResult that has ended."""
+        from ._async import CallResult
+
+        results = self._iterate("map_async()", fn, iterables, False, options)
+        return CallResult(self._future(lambda: self._all(results)), callback, error_callback)
+
+    def starmap_async(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        **options: Any,
+    ) -> Any:
+        """:meth:`starmap`, as an AsyncResult that has ended."""
+        from ._async import CallResult
+
+        results = self._iterate("starmap_async()", fn, (iterable,), True, options)
+        return CallResult(self._future(lambda: self._all(results)), callback, error_callback)
+
+    # ------------------------------------------------------------------ ending, facts
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self._closed = True
+
+    terminate = close
+
+    def join(self) -> None:
+        """Nothing is running.  Call :meth:`close` first."""
+        if not self._closed:
+            raise ValueError("the pool is still open: call close() or terminate() first")
+
+    def stats(self) -> dict[str, Any]:
+        """How many calls were made."""
+        return {
+            "kind": "serial",
+            "start": "none",
+            "workers": 1,
+            "workers_alive": 1,
+            "submitted": self._calls,
+            "completed": self._calls,
+            "failed": self._failed,
+            "deaths": 0,
+            "arena_live_bytes": 0,
+            "pids": [],
+        }
+
+    def __enter__(self) -> SerialPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<trireme.Pool 1 serial worker, {'closed' if self._closed else 'open'}>"

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The shared warden: a small, clean process from which workers are forked.
+
+It is started by exec when the first pool with ``start="forkserver"`` or ``"spawn"`` opens, serves
+every later pool of this process, and ends with it.  While it has nothing to do it imports the
+libraries that the owner has imported, so that workers forked later have them already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Libraries that must not be imported in a process that forks: they start threads or open devices.
+_NOT_PRELOADED = {"cupy", "jax", "jaxlib", "tensorflow", "torch", "ray", "mpi4py", "trireme"}
+
+_REFUSED = 100  # plus errno: how the process in between says that it could not fork
+
+# The end of a socket on which the warden takes pools; a bare descriptor, so that neither a fork nor
+# the end of the interpreter has anything to say about it.
+_main = -1
+_main_pid = 0
+_between = 0
+
+
+def folder() -> str | None:
+    """The current folder; None if it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def search_path() -> list[str]:
+    """sys.path as it means the same in a process that starts elsewhere."""
+    here = folder()
+    if here is None:
+        return list(sys.path)
+    return [os.path.abspath(p) if p else here for p in sys.path]
+
+
+def _flags() -> list[str]:
+    """The options of this interpreter that its children should have too."""
+    out = []
+    for name, option in (("ignore_environment", "-E"), ("no_user_site", "-s")):
+        if getattr(sys.flags, name):
+            out.append(option)
+    if sys.flags.isolated:
+        out.append("-I")
+    out += [f"-W{w}" for w in sys.warnoptions]
+    for name, value in getattr(sys, "_xoptions", {}).items():
+        out.append(f"-X{name}" if value is True else f"-X{name}={value}")
+    return out
+
+
+def _libraries() -> list[str]:
+    """Installed libraries that the owner has imported and workers may want."""
+    names = ["cloudpickle"]
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None) or ""
+        if (
+            "." not in name
+            and not name.startswith("_")
+            and name not in _NOT_PRELOADED
+            and ("site-packages" in path or "dist-packages" in path)
+        ):
+            names.append(name)
+    return names[:64]
+
+
+def _preloader(names: list[str]) -> Callable[[], bool]:
+    """A function that imports one library per call and says whether there are more."""
+    left = list(reversed(names))
+
+    def preload() -> bool:
+        if left:
+            try:
+                __import__(left.pop())
+            except BaseException:
+                pass  # it is only a head start
+        if not left:
+            import gc
+
+            gc.collect()
+            gc.freeze()
+        return bool(left)
+
+    return preload
+
+
+def _above_two(fd: int) -> int:
+    """*fd*, or a copy of it above the standard streams, which may be closed here."""
+    if not 0 <= fd <= 2:
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def _start() -> None:
+    global _main, _main_pid, _between
+    if _main >= 0:
+        os.close(_main)  # of the process that we are a fork of
+        _main = -1
+    import signal
+    import socket
+
+    from . import _core, _limits
+
+    path = search_path()
+    executable = sys.executable
+    if not executable:
+        raise RuntimeError("sys.executable is empty: use start='fork'")
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = (_above_two(end.detach()) for end in pair)
+    pidfd = _above_two(_core._pidfd_self())
+    base = [executable, *_flags(), "-c"]
+    worker = (
+        f"import sys; sys.path[:] = {path!r}; from trireme import _core; "
+        "_core._worker_main(*map(int, sys.argv[1:]))"
+    )
+    code = (
+        f"import sys; sys.path[:] = {path!r}; from trireme import _core, _warden; "
+        f"_warden._serve({theirs}, {pidfd}, {_libraries()!r}, {[*base, worker]!r})"
+    )
+    actions = [(os.POSIX_SPAWN_DUP2, theirs, theirs)]
+    if pidfd >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, pidfd, pidfd))
+    env = dict(os.environ)
+    env.update(_limits.warden_env())
+    try:
+        # SIGINT stays blocked until the warden ignores it: Ctrl-C is the owner's business.
+        _between = os.posix_spawn(
+            executable,
+            [*base, code],
+            env,
+            file_actions=actions,
+            setsigmask=[signal.SIGINT],
+            setsigdef=[signal.SIGCHLD, signal.SIGTERM],
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+        if pidfd >= 0:
+            os.close(pidfd)
+    _main = ours
+    _main_pid = os.getpid()
+
+
+def _serve(main_fd: int, owner_pidfd: int, libraries: list[str], worker: list[str]) -> None:
+    """The warden's life, in the process started above."""
+    import gc
+
+    from . import _core, _errors, _limits, _losses, _output, _worker  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    _core._warden_main(main_fd, owner_pidfd, _preloader(libraries), tuple(worker))
+
+
+def shared() -> int:
+    """The descriptor on which this process's warden takes pools; starts it when there is none."""
+    if _main < 0 or _main_pid != os.getpid():
+        _start()
+    return _main
+
+
+def running() -> bool:
+    """Whether there is a warden, as far as we know."""
+    return _main >= 0 and _main_pid == os.getpid()
+
+
+def started() -> int:
+    """The warden has answered: reap the process between it and us, which has left.
+
+    Returns the errno with which that one failed to fork the warden; 0 if it did not.
+    """
+    global _between
+    if _between and _main_pid == os.getpid():
+        pid, _between = _between, 0
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            return 0  # a handler of the program's own reaped it
+        return code - _REFUSED if code > _REFUSED else 0
+    return 0
+
+
+def lost() -> int:
+    """The warden did not answer: the next pool starts another.  Returns what started() does."""
+    global _main
+    if _main >= 0:
+        os.close(_main)
+    _main = -1
+    if _between and _main_pid == os.getpid():
+        import signal
+        import time
+
+        # It leaves at once unless it is stuck in its own start; then it must not hold us up.
+        for _ in range(200):
+            if os.waitid(os.P_PID, _between, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                break
+            time.sleep(0.001)
+        else:
+            os.kill(_between, signal.SIGKILL)
+    return started()

@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Worker: what is set up once before the first task, and undone after the last.
+
+begin() makes the new process look like the owner to the user's code: same sys.path and sys.argv,
+output and log records that come out at the owner, its own random numbers, its share of threads.
+A worker may be a fork of the owner or of a fork server that imported things, so whatever was
+inherited and must not be shared (random state, log handlers, the owner's children) is replaced.
+Whoever forks must flush the owner's sys.stdout and sys.stderr first if output is not forwarded.
+
+Output is collected per thread until a line ends, so lines of threads do not mix, and is sent as
+records of (stream, bytes).  No write ever raises into a task: when the owner is gone, text goes to
+the file descriptor that was there before.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from _thread import RLock, get_ident
+
+from . import _pickling
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    Send = Callable[[int, bytes], object]
+
+STDOUT = 1
+STDERR = 2
+LOG = 3
+
+_PENDING_MAX = 64 * 1024  # bytes of an unfinished line that are kept back
+_RECORD_MAX = 64 * 1024  # bytes in one record
+
+_streams: list[_Stream] = []
+_replaced: list[Any] = []  # the streams of the owner, see _redirect()
+_written = False
+
+
+# ---------------------------------------------------------------------------------------------
+# Output
+# ---------------------------------------------------------------------------------------------
+
+
+class _Stream(io.TextIOBase):
+    """Stands for sys.stdout or sys.stderr in a worker.
+
+    Like a terminal in that lines go out when they end, like a file in that isatty() is False and
+    fileno() is the real descriptor.  Never closed: a task that closes it flushes it.
+    """
+
+    def __init__(self, number: int, fd: int, send: Send) -> None:
+        self._number = number
+        self._fd = fd
+        self._send = send
+        self._pid = os.getpid()
+        self._lock = RLock()
+        self._pending: dict[int, list[bytes]] = {}
+        self._sizes: dict[int, int] = {}
+        self.buffer = _Binary(self)
+
+    # What a text stream is asked for.
+    encoding = "utf-8"
+    errors = "backslashreplace"
+    newlines = None
+    line_buffering = True
+    write_through = False
+    mode = "w"
+
+    @property
+    def name(self) -> str:
+        """As the original is called."""
+        return "<stdout>" if self._number == STDOUT else "<stderr>"
+
+    @property
+    def closed(self) -> bool:
+        """Never."""
+        return False
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readable(self) -> bool:
+        """No."""
+        return False
+
+    def seekable(self) -> bool:
+        """No."""
+        return False
+
+    def isatty(self) -> bool:
+        """No: colours and cursor movements would not reach a terminal."""
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor that the process really has."""
+        return self._fd
+
+    def reconfigure(self, **_: object) -> None:
+        """Accepted and without effect."""
+
+    def detach(self) -> Any:
+        """Refused: there is nothing beneath."""
+        raise io.UnsupportedOperation("detach")
+
+    def close(self) -> None:
+        """Flush; the stream stays usable for later tasks."""
+        self.flush()
+
+    def write(self, text: str) -> int:
+        """Collect *text* and send the lines that are whole."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        self.write_bytes(text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]
+        """write() each."""
+        for line in lines:
+            self.write(line)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Collect *data*; send up to the last end of line, or all of it when it is much."""
+        global _written
+        if not data:
+            return
+        _written = True
+        me = get_ident()
+        with self._lock:
+            if os.getpid() != self._pid:
+                self._after_fork()
+            cut = data.rfind(b"\n") + 1
+            pending = self._pending.get(me)
+            if cut == 0:
+                if pending is None:
+                    pending = self._pending[me] = []
+                pending.append(data)
+                size = self._sizes[me] = self._sizes.get(me, 0) + len(data)
+                if size > _PENDING_MAX:
+                    self._flush_thread(me)
+                return
+            if pending is not None:
+                pending.append(data[:cut])
+                self._flush_thread(me)
+            else:
+                self._out(data[:cut])
+            if cut < len(data):
+                self._pending[me] = [data[cut:]]
+                self._sizes[me] = len(data) - cut
+
+    def flush(self) -> None:
+        """Send what the calling thread has collected."""
+        with self._lock:
+            if os.getpid() != self._pid:
+                self._after_fork()
+            self._flush_thread(get_ident())
+
+    def flush_all(self) -> None:
+        """Send what any thread has collected."""
+        with self._lock:
+            if os.getpid() != self._pid:
+                self._after_fork()
+            for thread in list(self._pending):
+                self._flush_thread(thread)
+
+    def _flush_thread(self, thread: int) -> None:
+        pending = self._pending.pop(thread, None)
+        self._sizes.pop(thread, None)
+        if pending:
+            self._out(b"".join(pending))
+
+    def _after_fork(self) -> None:
+        """A task forked: the child has no place in the pool, so it writes for itself."""
+        self._pid = os.getpid()
+        self._pending.clear()
+        self._sizes.clear()
+        self._send = self._write_fd
+
+    def _out(self, data: bytes) -> None:
+        for i in range(0, len(data), _RECORD_MAX):
+            piece = data[i : i + _RECORD_MAX] if len(data) > _RECORD_MAX else data
+            try:
+                self._send(self._number, piece)
+            except Exception:
+                self._write_fd(self._number, piece)
+
+    def _write_fd(self, number: int, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            pass  # nobody is left to read it
+
+
+class _Binary(io.BufferedIOBase):
+    """sys.stdout.buffer: bytes go the same way as text."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    @property
+    def closed(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def raw(self) -> _Binary:
+        """Itself: there is no layer beneath."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """As the text stream is called."""
+        return self._stream.name
+
+    mode = "wb"
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def isatty(self) -> bool:
+        """No."""
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor that the process really has."""
+        return self._stream.fileno()
+
+    def write(self, data: Any) -> int:
+        """Collect bytes as _Stream.write() does text."""
+        data = bytes(memoryview(data))
+        self._stream.write_bytes(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Send what the calling thread has collected."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Flush."""
+        self._stream.flush()
+
+
+def _redirect(send: Send) -> None:
+    """Put forwarding streams in place of sys.stdout and sys.stderr.
+
+    A fork inherits text that the owner had not flushed.  It is the owner's to write, so the old
+    streams are neither flushed nor released (which would flush them).
+    """
+    for number, name, fd in (STDOUT, "stdout", 1), (STDERR, "stderr", 2):
+        _replaced.extend((getattr(sys, name), getattr(sys, f"__{name}__")))
+        stream = _Stream(number, fd, send)
+        _streams.append(stream)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _line_buffer() -> None:
+    """Without forwarding: let lines out as they end, since workers leave without a last flush."""
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):
+            try:
+                stream.reconfigure(line_buffering=True)
+            except Exception:
+                pass
+
+
+# ---------------------------------------------------------------------------------------------
+# Logging
+# ---------------------------------------------------------------------------------------------
+
+
+def _encode_record(record: Any) -> bytes:
+    """A log record as a pickled dict of what survives the journey."""
+    import _pickle as pickle
+    import logging
+
+    fields = dict(record.__dict__)
+    fields["msg"] = record.getMessage()
+    fields["args"] = None
+    if record.exc_info:
+        if not record.exc_text:
+            fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+        fields["exc_info"] = None
+    try:
+        return pickle.dumps(fields, 5)
+    except Exception:
+        pass
+    for name, value in fields.items():
+        # Attributes the user added with extra=.
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            fields[name] = repr(value)
+    return pickle.dumps(fields, 5)
+
+
+def _forward_logging(send: Send, config: dict[str, Any]) -> None:
+    """Send every log record to the owner, and nowhere else."""
+    import logging
+
+    class Forward(logging.Handler):
+        """The only handler of a worker."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Send the record; a record that cannot be sent is dropped."""
+            try:
+                if os.getpid() == pid:
+                    send(LOG, _encode_record(record))
+            except Exception:
+                pass
+
+    pid = os.getpid()
+    root = logging.getLogger()
+    # In a fork the owner's handlers are here too; the record reaches them at the owner.
+    for logger in (root, *root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            logger.handlers.clear()
+            logger.propagate = True
+    root.addHandler(Forward())
+    root.setLevel(config.get("level", logging.WARNING))
+    for name, level in config.get("loggers", {}).items():
+        logging.getLogger(name).setLevel(level)
+    logging.disable(config.get("disable", 0))
+
+
+# ---------------------------------------------------------------------------------------------
+# The rest of a process
+# ---------------------------------------------------------------------------------------------
+
+_reseeders: list[Callable[[], object]] = []
+
+
+def register_reseed(function: Callable[[], object]) -> None:
+    """Have *function* called in every worker forked from this process, to renew random state."""
+    _reseeders.append(function)
+
+
+def _reseed() -> None:
+    """Give this worker random numbers of its own, whatever it inherited."""
+    random = sys.modules.get("random")
+    if random is not None:
+        random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    torch = sys.modules.get("torch")
+    generator = getattr(torch, "default_generator", None)
+    if generator is not None:
+        generator.seed()
+    for function in _reseeders:
+        function()
+
+
+def _disown_children() -> None:
+    """Forget the owner's multiprocessing children, which end() would otherwise try to end."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process._children = set()  # type: ignore[attr-defined]
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._finalizer_registry.clear()
+
+
+def _move_in(environ: dict[str, str] | None, cwd: str | None) -> None:
+    """Take the owner's environment and folder of now: the fork server has those of its start."""
+    if environ is not None:
+        here = os.environ
+        for name in [n for n in here if n not in environ]:
+            del here[name]
+        for name, value in environ.items():
+            if here.get(name) != value:
+                here[name] = value
+    if cwd is not None:
+        try:
+            if os.getcwd() != cwd:
+                os.chdir(cwd)
+        except OSError:
+            pass  # it is gone, or not ours to enter
+    # Pools opened by tasks: see _pool._default_workers().  Children of ours have another pid.
+    os.environ["TRIREME_WORKER"] = str(os.getpid())
+
+
+def begin(info: dict[str, Any]) -> None:
+    """Set up this worker.  Called once, before the first task.
+
+    Keys of *info*, each optional:
+
+    output       callable send(stream: int, data: bytes), stream 1 stdout, 2 stderr, 3 a log
+                 record; absent: sys.stdout and sys.stderr stay, line-buffered
+    logging      what _output.logging_config() gave at the owner, None for no forwarding
+    path, argv   lists for sys.path and sys.argv
+    environ      the owner's environment as a dict; cwd, its current folder
+    threads      BLAS/OpenMP threads for this worker; None for no limit
+    forward      False to leave the streams alone although there is an output
+    reseed       False to keep inherited random state; default True
+    initializer  bytes of _pickling.dumps_inband((function, args tuple)), or the tuple itself in a
+                 fork; called last
+
+    Raises what the initializer raises.
+    """
+    send = info.get("output") if info.get("forward", True) else None
+    path = info.get("path")
+    if path is not None:
+        sys.path[:] = path
+    _move_in(info.get("environ"), info.get("cwd"))
+    argv = info.get("argv")
+    if argv is not None:
+        sys.argv[:] = argv
+    _pickling.become_worker()
+    _disown_children()
+    if send is not None:
+        _redirect(send)
+        if info.get("logging") is not None:
+            _forward_logging(send, info["logging"])
+    else:
+        _line_buffer()
+    threads = info.get("threads")
+    if threads is not None:
+        from . import _limits
+
+        _limits.apply(threads)
+    if info.get("reseed", True):
+        _reseed()
+    initializer = info.get("initializer")
+    if initializer is not None:
+        if isinstance(initializer, (bytes, bytearray, memoryview)):
+            initializer = _pickling.loads(initializer)
+        function, args = initializer
+        function(*args)
+        flush()
+    _watch_mask()
+
+
+_mask: Any = None  # the signals that are blocked between tasks
+_set_mask: Any = None
+
+
+def _watch_mask() -> None:
+    """Notice when a task changes the signal mask, so that the next one does not inherit it.
+
+    Reading the mask after every task would be a system call per task.
+    """
+    global _mask, _set_mask
+    import _signal
+
+    original = _signal.pthread_sigmask
+
+    def pthread_sigmask(how: int, mask: Any) -> Any:
+        global _written
+        _written = True
+        return original(how, mask)
+
+    pthread_sigmask.__doc__ = original.__doc__
+    _mask = original(_signal.SIG_BLOCK, ())
+    _set_mask = original
+    _signal.pthread_sigmask = pthread_sigmask
+
+
+def flush() -> None:
+    """After a task: send what it left unfinished, restore the signal mask it changed.
+
+    Costs one comparison if it did neither.
+    """
+    global _written
+    if _written:
+        _written = False
+        if _mask is not None:
+            import _signal
+
+            _set_mask(_signal.SIG_SETMASK, _mask)
+        for stream in _streams:
+            stream.flush_all()
+
+
+def end() -> None:
+    """Before the worker leaves with _exit(): finalizers of multiprocessing, then all output.
+
+    As in a worker of multiprocessing, functions registered with atexit are not called.
+    """
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        try:
+            util._exit_function()
+        except Exception:
+            pass
+    for stream in _streams:
+        stream.flush_all()
+    for own in sys.stdout, sys.stderr:
+        try:
+            own.flush()
+        except Exception:
+            pass  # None, or something of the task's making

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * future.c - tri_submit and what it gives.
+ *
+ * A future has two holders: the caller, until tri_future_free, and the pool, until the task has
+ * ended.  `ended` fills it and drops the pool's hold; after that it needs the pool no more.
+ * Any thread that waits on the pool may be the one that fills it (tri_pump).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/clock.h"
+#include "pool/pool.h"
+
+#define FOREVER_NS (INT64_MAX / 2) /* 146 years: now plus this is still a number */
+
+struct tri_future {
+    struct tri_user user; /* first: the pool knows only this */
+    _Atomic uint32_t done;
+    _Atomic uint32_t holds;
+    struct tri_pool *pool;
+    uint64_t ticket;
+    uint32_t slot;
+    int status, code;
+    size_t out_bytes;
+    void *big; /* results that do not fit below */
+    uint8_t small[TRI_RES_INLINE] __attribute__((aligned(16)));
+};
+
+static void let_go(struct tri_future *f)
+{
+    if (atomic_fetch_sub_explicit(&f->holds, 1, memory_order_acq_rel) == 1) {
+        free(f->big);
+        free(f);
+    }
+}
+
+static void future_ended(struct tri_user *u, struct tri_pool *p, struct tri_done *d)
+{
+    struct tri_future *f = (struct tri_future *)u;
+
+    f->status = d->status;
+    if (!d->status && d->res_flags & TRI_R_NOMEM)
+        f->status = -ENOMEM;
+    else if (!d->status)
+        f->code = d->code;
+    /* A result comes with code 0 only, and only one of the size asked for is read. */
+    if (!f->status && !f->code && d->res_len != f->out_bytes)
+        f->status = TRI_ECORRUPT;
+    if (!f->status && !f->code && f->out_bytes > sizeof f->small) {
+        f->big = malloc(f->out_bytes);
+        if (f->big)
+            memcpy(f->big, tri_done_bytes(p, d), f->out_bytes);
+        else
+            f->status = -ENOMEM;
+    } else if (!f->status && !f->code) {
+        memcpy(f->small, tri_done_bytes(p, d), f->out_bytes);
+    }
+    if (d->spill)
+        munmap(d->spill, d->res_len);
+    if (d->res_off)
+        tri_pool_block_free(p, d->res_off);
+    tri_store_rel(&f->done, 1); /* pairs with the load in tri_future_wait */
+    let_go(f);
+}
+
+int tri_pump(struct tri_pool *p)
+{
+    struct tri_done d[16];
+    int n = tri_take(p, d, 16);
+
+    for (int i = 0; i < n; i++) {
+        struct tri_user *u = d[i].user;
+
+        u->ended(u, p, &d[i]);
+    }
+    if (n)
+        tri_wait_nudge(p);
+    return n;
+}
+
+/* A slot, waiting while all are in use. */
+int tri_task_new_wait(struct tri_pool *p, uint32_t *slot)
+{
+    for (;;) {
+        uint32_t key = tri_wait_key(p);
+        int err = tri_task_new(p, slot);
+
+        if (err != -EAGAIN)
+            return err;
+        if (tri_pump(p) == 0)
+            tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
+    }
+}
+
+int tri_submit(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, size_t out_bytes,
+               const tri_call *opt, tri_future **fut)
+{
+    static const tri_call defaults = TRI_CALL_INIT;
+    struct tri_future *f;
+    struct tri_slot *s;
+    uint32_t slot;
+    int err;
+
+    if (!opt)
+        opt = &defaults;
+    if (!p || !fn || !fut || (in_bytes && !in) || opt->size != sizeof *opt || opt->priority < -2 ||
+        opt->priority > 2 || opt->timeout_ns < 0 || opt->retries < 0)
+        return -EINVAL;
+    f = malloc(sizeof *f);
+    if (!f)
+        return -ENOMEM;
+    err = tri_task_new_wait(p, &slot);
+    if (err)
+        goto free_future;
+    s = &p->view.slot[slot];
+    s->flags = 0;
+    s->fn_id = (uint64_t)(uintptr_t)fn;
+    s->fn_off = out_bytes;
+    s->arg_len = in_bytes;
+    s->arg_off = 0;
+    s->items = 1;
+    s->timeout_ns = opt->timeout_ns;
+    if (in_bytes > TRI_ARG_INLINE) {
+        s->arg_off = tri_pool_block_new(p, in_bytes);
+        if (!s->arg_off) {
+            err = -ENOMEM;
+            goto drop;
+        }
+        memcpy(p->view.base + s->arg_off, in, in_bytes);
+    } else if (in_bytes) {
+        memcpy(s->arg, in, in_bytes);
+    }
+    f->user.ended = future_ended;
+    f->done = 0;
+    f->holds = 2;
+    f->pool = p;
+    f->slot = slot;
+    f->status = f->code = 0;
+    f->out_bytes = out_bytes;
+    f->big = NULL;
+    for (;;) {
+        uint32_t key = tri_wait_key(p);
+
+        err = tri_task_push(p, slot, opt->priority, opt->retries, f, &f->ticket);
+        if (err != -EAGAIN)
+            break;
+        if (tri_pump(p) == 0)
+            tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
+    }
+    if (err)
+        goto drop;
+    *fut = f;
+    return 0;
+drop:
+    tri_task_drop(p, slot);
+free_future:
+    free(f);
+    return err;
+}
+
+int tri_future_wait(tri_future *f, int64_t timeout_ns)
+{
+    int64_t until = 0;
+
+    if (timeout_ns > FOREVER_NS)
+        timeout_ns = -1;
+    if (timeout_ns > 0)
+        until = tri_now_ns() + timeout_ns;
+    while (!tri_load_acq(&f->done)) {
+        struct tri_pool *p = f->pool;
+        uint32_t key = tri_wait_key(p);
+        struct tri_done d;
+        int err;
+
+        if (tri_pool_is_fork(p))
+            return TRI_EFORKED;
+        if (tri_take_one(p, f->slot, f->ticket, &d)) {
+            future_ended(d.user, p, &d);
+            tri_wait_nudge(p);
+            break;
+        }
+        if (tri_pump(p))
+            continue;
+        if (tri_load_acq(&f->done))
+            break;
+        if (timeout_ns > 0 && (timeout_ns = until - tri_now_ns()) <= 0)
+            return TRI_ETIMEDOUT;
+        err = tri_wait(p, key, f->slot, f->ticket, timeout_ns);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+int tri_future_get(tri_future *f, void *out, int64_t timeout_ns)
+{
+    int err = tri_future_wait(f, timeout_ns);
+
+    if (err)
+        return err;
+    if (f->status)
+        return f->status;
+    if (f->code)
+        return TRI_EFAILED;
+    if (out && f->out_bytes)
+        memcpy(out, f->big ? f->big : f->small, f->out_bytes);
+    return 0;
+}
+
+int tri_future_code(const tri_future *f)
+{
+    return tri_load_acq(&f->done) ? f->code : 0;
+}
+
+int tri_future_cancel(tri_future *f)
+{
+    int err;
+
+    if (tri_load_acq(&f->done))
+        return f->status == TRI_ECANCELLED ? 0 : -EBUSY;
+    err = tri_task_cancel(f->pool, f->slot, f->ticket);
+    if (err)
+        return err;
+    f->status = TRI_ECANCELLED;
+    tri_store_rel(&f->done, 1);
+    let_go(f);
+    return 0;
+}
+
+void tri_future_free(tri_future *f)
+{
+    if (f)
+        let_go(f);
+}

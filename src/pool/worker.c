@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * worker.c - claim, run, publish.
+ *
+ * The same loop runs in a process and in a thread.  It holds at most one task; the order of its
+ * stores is what makes a death at any instruction repairable (see queue.h for the claim):
+ *
+ *   started_ns, STARTED   then user code may run: from here on the task is never run twice
+ *   result, then DONE     a result is whole or absent
+ *   ring entry, tail      a hint; a DONE without it is found by repair
+ *   want -> wake          an owner not woken is woken by the news of the death
+ */
+#include "pool/worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/futex.h"
+#include "pool/pool.h"
+#include "shm/queue.h"
+
+int tri_worker_attach(struct tri_worker *w, const struct tri_segment *seg,
+                      const struct tri_hooks *hooks, uint32_t id, uint32_t gen, int output_fd,
+                      bool process)
+{
+    struct tri_worker_line *line;
+    struct stat st;
+    int err;
+
+    memset(w, 0, sizeof *w);
+    err = tri_view_init(&w->view, seg->base, seg->bytes);
+    if (err)
+        return err;
+    if (id >= w->view.nworkers)
+        return TRI_ECORRUPT;
+    w->seg = *seg;
+    w->hooks = hooks;
+    w->id = id;
+    w->gen = gen & TRI_GEN_MASK;
+    w->process = process;
+    w->output_fd = output_fd;
+    if (output_fd >= 0 && fstat(output_fd, &st) == 0) {
+        w->output_dev = st.st_dev;
+        w->output_ino = st.st_ino;
+    }
+    line = &w->view.worker[id];
+    w->done_tail = tri_load_acq(&line->done_tail);
+    tri_store_rlx(&line->bell, 0);
+    tri_store_rlx(&line->arena_live, 0);
+    tri_store_rlx(&line->gen, w->gen);
+    tri_store_rlx(&line->pid, (int32_t)getpid());
+    tri_store_rel(&line->status, TRI_W_STARTING);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ arena */
+
+static bool heap_ready(struct tri_worker *w)
+{
+    uint64_t mine = tri_word(TRI_H_OWNED, w->id, w->gen, 0);
+
+    if (w->has_heap)
+        return true;
+    for (uint32_t i = 1; i < w->view.nheaps; i++) {
+        uint64_t none = TRI_H_FREE;
+
+        /* The CAS names us: should we die before the first block, repair finds the heap. */
+        if (tri_load_rlx(&w->view.heap[i].state) == none &&
+            tri_cas_sc(&w->view.heap[i].state, &none, mine)) {
+            CP(heap_claimed);
+            w->has_heap = tri_heap_init(&w->heap, &w->view, &w->seg, i) == 0;
+            if (!w->has_heap)
+                tri_store_rel(&w->view.heap[i].state, TRI_H_FREE);
+            return w->has_heap;
+        }
+    }
+    return false;
+}
+
+static void heap_report(struct tri_worker *w)
+{
+    struct tri_worker_line *line = &w->view.worker[w->id];
+
+    tri_store_rlx(&line->arena_live, w->heap.live);
+    tri_store_rlx(&line->arena_peak, w->heap.peak);
+}
+
+uint64_t tri_worker_block_new(struct tri_worker *w, uint64_t bytes)
+{
+    uint64_t off = heap_ready(w) ? tri_heap_alloc(&w->heap, bytes) : 0;
+
+    CP(result_block);
+    if (off)
+        heap_report(w);
+    return off;
+}
+
+uint8_t *tri_worker_result_room(struct tri_worker *w, uint64_t bytes, uint64_t *off)
+{
+    *off = 0;
+    if (w->spill_fd) { /* of a result that this one takes the place of */
+        tri_spill_drop(w);
+        w->slot->res_flags &= ~(uint32_t)TRI_R_SPILLED;
+    }
+    if (bytes <= TRI_RES_INLINE)
+        return w->slot->res;
+    *off = tri_worker_block_new(w, bytes);
+    return *off ? w->view.base + *off : tri_spill_room(w, bytes);
+}
+
+void tri_worker_block_free(struct tri_worker *w, uint64_t off)
+{
+    if (w->has_heap) {
+        tri_heap_free(&w->heap, off);
+        heap_report(w);
+    }
+}
+
+/* ------------------------------------------------------------------ words to the owner */
+
+void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes)
+{
+    struct tri_worker_line *line = &w->view.worker[w->id];
+
+    if (bytes > TRI_WORKER_NOTE)
+        bytes = TRI_WORKER_NOTE;
+    memcpy(line->note, text, bytes);
+    tri_store_rel(&line->note_len, (uint32_t)bytes);
+}
+
+bool tri_worker_output_ok(struct tri_worker *w)
+{
+    struct stat st;
+
+    if (w->output_fd < 0)
+        return false;
+    if (fstat(w->output_fd, &st) == 0 && st.st_dev == w->output_dev && st.st_ino == w->output_ino)
+        return true;
+    w->output_fd = -1; /* not ours to close: it may be the task's own file by now */
+    w->retire = true;
+    return false;
+}
+
+bool tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n)
+{
+    struct tri_worker_line *line = &w->view.worker[w->id];
+    const uint8_t *p = bytes;
+    struct tri_output_head head = {stream, (int32_t)getpid(), 0};
+
+    if (!tri_worker_output_ok(w))
+        return false;
+    while (n) {
+        size_t piece = n < TRI_OUTPUT_PIECE ? n : TRI_OUTPUT_PIECE;
+        struct iovec iov[2] = {{&head, sizeof head}, {(void *)(uintptr_t)p, piece}};
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+
+        head.more = piece < n;
+        if (sendmsg(w->output_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+            if (errno == EINTR)
+                continue;
+            if (errno != EAGAIN && errno != ENOBUFS)
+                return true; /* the owner is gone; so are we, soon */
+            /* The owner is behind: let it know, then wait for room. */
+            tri_wake_owner(&w->view);
+            if (sendmsg(w->output_fd, &msg, MSG_NOSIGNAL) < 0 && errno != EINTR)
+                return true;
+            if (errno == EINTR)
+                continue;
+        }
+        p += piece;
+        n -= piece;
+        tri_store_rel(&line->outputs, tri_load_rlx(&line->outputs) + 1);
+        /* An owner asleep for a result should show it now. */
+        if (tri_load_sc(&w->view.ctl->want) != TRI_WANT_NONE)
+            tri_wake_owner(&w->view);
+    }
+    return true;
+}
+
+/* ------------------------------------------------------------------ running */
+
+/*
+ * A time limit that the kernel keeps: SIGKILL by a timer, whatever the task does, stopped or not.
+ * Where the timer is refused (ulimit -i, seccomp) SIGALRM takes its place, which ends the process
+ * unless the task blocks or stops it.
+ */
+enum { NO_LIMIT, BY_TIMER, BY_ALARM };
+
+static void deadline_arm(struct tri_worker *w, int64_t ns)
+{
+    struct timespec at = {ns / 1000000000, ns % 1000000000};
+
+    if (w->limited == BY_TIMER) {
+        struct itimerspec t = {.it_value = at};
+
+        timer_settime(w->timer, 0, &t, NULL);
+    } else if (w->limited == BY_ALARM) {
+        struct itimerval t = {.it_value = {at.tv_sec, at.tv_nsec / 1000 + (ns && ns < 1000)}};
+
+        setitimer(ITIMER_REAL, &t, NULL);
+    }
+}
+
+static void deadline_set(struct tri_worker *w, int64_t ns)
+{
+    struct sigevent ev = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
+
+    w->limited = BY_TIMER;
+    if (timer_create(CLOCK_MONOTONIC, &ev, &w->timer) != 0) {
+        sigset_t alrm;
+
+        w->limited = BY_ALARM;
+        sigemptyset(&alrm);
+        sigaddset(&alrm, SIGALRM);
+        signal(SIGALRM, SIG_DFL);
+        sigprocmask(SIG_UNBLOCK, &alrm, NULL);
+    }
+    deadline_arm(w, ns);
+}
+
+static void deadline_clear(struct tri_worker *w)
+{
+    if (w->limited == BY_TIMER)
+        timer_delete(w->timer);
+    else
+        deadline_arm(w, 0);
+    w->limited = NO_LIMIT;
+}
+
+void tri_worker_item(struct tri_worker *w)
+{
+    if (!w->limited)
+        return;
+    w->slot->started_ns = tri_now_ns();
+    deadline_arm(w, w->slot->timeout_ns);
+}
+
+static void run_cmap(struct tri_worker *w, struct tri_slot *s)
+{
+    struct tri_cmap m;
+    tri_fn fn = (tri_fn)(uintptr_t)s->fn_id;
+    const uint8_t *in;
+    uint8_t *out;
+    int code = 0;
+
+    memcpy(&m, s->arg, sizeof m);
+    in = m.in_off ? w->view.base + m.in_off : (const uint8_t *)(uintptr_t)m.in;
+    out = m.out_off ? w->view.base + m.out_off : (uint8_t *)(uintptr_t)m.out;
+    for (uint64_t i = 0; i < s->items && code == 0; i++)
+        code = fn(in + i * m.in_bytes, out + i * m.out_bytes);
+    s->res_off = 0;
+    s->res_len = 0;
+    s->code = code;
+}
+
+static void run_c(struct tri_worker *w, struct tri_slot *s)
+{
+    tri_fn fn = (tri_fn)(uintptr_t)s->fn_id;
+    const void *in = s->arg_off ? w->view.base + s->arg_off : s->arg;
+    uint64_t out_bytes = s->fn_off; /* a C task has no pickled function: the field says this */
+    uint64_t off;
+    uint8_t *out;
+
+    s->res_flags = 0;
+    out = tri_worker_result_room(w, out_bytes, &off);
+    if (!out) {
+        s->res_off = s->res_len = 0;
+        s->res_flags = TRI_R_NOMEM;
+        s->code = 0;
+        return;
+    }
+    s->code = fn(in, out);
+    s->res_off = off;
+    s->res_len = out_bytes;
+}
+
+static void publish(struct tri_worker *w, uint32_t idx)
+{
+    const struct tri_view *v = &w->view;
+    struct tri_worker_line *line = &v->worker[w->id];
+    uint64_t ticket = tri_word_ticket(w->word), cap = 2 * (uint64_t)v->nslots;
+    uint32_t want;
+
+    CP(result_written);
+    tri_store_sc(&v->slot[idx].state, tri_word(TRI_S_DONE, w->id, w->gen, ticket)); /* D1 */
+    CP(done_stored);
+    tri_store_rlx(&v->rings[w->id * cap + (w->done_tail & (cap - 1))],
+                  ticket << TRI_CELL_SLOT_BITS | idx);
+    CP(ring_written);
+    tri_store_sc(&line->done_tail, ++w->done_tail);
+    CP(ring_published);
+    /* Again when it changed under us: another thread of the owner may have made it ANY. */
+    want = tri_load_sc(&v->ctl->want); /* D2 */
+    while (want == TRI_WANT_ANY || want == idx + 1)
+        if (tri_cas_sc(&v->ctl->want, &want, TRI_WANT_NONE)) {
+            CP(want_taken);
+            tri_wake_owner(v);
+            break;
+        }
+}
+
+static void run(struct tri_worker *w, uint32_t idx)
+{
+    struct tri_slot *s = &w->view.slot[idx];
+    bool timed = s->flags & TRI_F_TIMED, limited = s->timeout_ns > 0 && w->process;
+    int64_t start = 0;
+
+    if (timed || s->timeout_ns > 0)
+        s->started_ns = start = tri_now_ns();
+    CP(start_before);
+    w->slot = s;
+    tri_store_rel(&s->state, tri_word(TRI_S_STARTED, w->id, w->gen, tri_word_ticket(w->word)));
+    CP(start_after);
+    if (limited)
+        deadline_set(w, s->timeout_ns);
+    if (s->flags & TRI_F_PY) {
+        w->hooks->run(w, s);
+    } else if (s->flags & TRI_F_CMAP) {
+        s->res_flags = 0;
+        run_cmap(w, s);
+    } else {
+        run_c(w, s);
+    }
+    if (limited)
+        deadline_clear(w);
+    if (timed)
+        s->exec_ns = tri_now_ns() - start;
+    if (w->spill_fd && s->res_flags & TRI_R_SPILLED)
+        tri_spill_send(w);
+    else if (w->spill_fd)
+        tri_spill_drop(w);
+    w->slot = NULL;
+    publish(w, idx);
+}
+
+void tri_worker_loop(struct tri_worker *w)
+{
+    const struct tri_view *v = &w->view;
+    struct tri_worker_line *line = &v->worker[w->id];
+    uint32_t idx;
+
+    if (w->hooks->begin && w->hooks->begin(w) != 0) {
+        if (w->process)
+            _exit(TRI_EXIT_BEGIN);
+        return;
+    }
+    tri_store_rel(&line->status, TRI_W_READY);
+    tri_or_sc(&v->ctl->ready[w->id / 64], 1ull << (w->id & 63));
+    for (;;) {
+        bool rested = false;
+
+        while (!tri_queue_claim(v, w->id, w->gen, &idx, &w->word)) {
+            if (tri_load_acq(&v->ctl->closing)) {
+                /* What was appended before closing was set can be seen only now. */
+                if (tri_queue_claim(v, w->id, w->gen, &idx, &w->word))
+                    break;
+                goto leave;
+            }
+            if (w->has_heap && tri_load_rlx(&v->heap[w->heap.id].freed)) {
+                tri_heap_collect(&w->heap);
+                heap_report(w);
+            }
+            if (w->hooks->idle)
+                w->hooks->idle(w);
+            if (w->hooks->rest)
+                w->hooks->rest(w);
+            else
+                tri_worker_rest(w);
+            rested = true;
+        }
+        /* We may be the only one who was woken: pass it on while there is more. */
+        if (rested && tri_queue_ready(v))
+            tri_wake_worker(v);
+        run(w, idx);
+        tri_store_rlx(&line->tasks, ++w->tasks);
+        if (w->process && (w->retire || (v->ctl->max_tasks && w->tasks >= v->ctl->max_tasks))) {
+            tri_and_sc(&v->ctl->ready[w->id / 64], ~(1ull << (w->id & 63)));
+            if (w->hooks->end)
+                w->hooks->end(w);
+            tri_store_rel(&line->status, TRI_W_RETIRED);
+            _exit(TRI_EXIT_RETIRED);
+        }
+    }
+leave:
+    if (w->hooks->end)
+        w->hooks->end(w);
+}

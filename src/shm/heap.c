@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* heap.c - the arena's allocator.  Idea and invariant are in heap.h. */
+#include "shm/heap.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/cp.h"
+#include "base/cpu.h"
+#include "trireme.h"
+
+static uint32_t class_of(uint64_t bytes)
+{
+    uint64_t units = (bytes + TRI_GRANULE - 1) / TRI_GRANULE;
+    uint32_t k = 0;
+
+    if (units <= 1)
+        return 0;
+    k = 63 - (uint32_t)__builtin_clzll(units - 1); /* 2^k < units <= 2^(k+1) */
+    if (k >= 1 && units <= (3ull << (k - 1)))
+        return 2 * k + 1;
+    return 2 * (k + 1);
+}
+
+/* Even classes are 256 x 2^(c/2); odd ones are 1.5 times the even one below. */
+static uint64_t class_bytes(uint32_t c)
+{
+    uint64_t b = (uint64_t)TRI_GRANULE << (c / 2);
+
+    return c & 1 ? b + b / 2 : b;
+}
+
+int tri_heap_init(struct tri_heap *h, const struct tri_view *v, const struct tri_segment *seg,
+                  uint32_t id)
+{
+    uint64_t headroom = tri_memory_headroom();
+
+    memset(h, 0, sizeof *h);
+    h->view = v;
+    h->seg = seg;
+    h->id = id;
+    h->base = tri_heap_base(v, id);
+    h->bytes = v->heap_bytes;
+    h->idle_max = headroom / 8 < (64u << 20) ? 64u << 20 : headroom / 8;
+    h->kind = mmap(NULL, h->bytes / TRI_GRANULE, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (h->kind == MAP_FAILED) {
+        h->kind = NULL;
+        return -ENOMEM;
+    }
+    madvise(h->kind, h->bytes / TRI_GRANULE, MADV_NOHUGEPAGE);
+    h->granted = 1u << 20; /* a megabyte needs no look at the limits */
+    return 0;
+}
+
+void tri_heap_drop(struct tri_heap *h)
+{
+    if (h->kind)
+        munmap(h->kind, h->bytes / TRI_GRANULE);
+    for (uint32_t c = 0; c < TRI_CLASSES; c++)
+        free(h->free[c].off);
+    memset(h, 0, sizeof *h);
+}
+
+static bool stack_push(struct tri_stack *s, uint64_t off)
+{
+    if (s->n == s->cap) {
+        uint32_t cap = s->cap ? 2 * s->cap : 16;
+        uint64_t *p = realloc(s->off, cap * sizeof *p);
+
+        if (!p)
+            return false;
+        s->off = p;
+        s->cap = cap;
+    }
+    s->off[s->n++] = off;
+    return true;
+}
+
+/* May the heap grow by so much?  Limits of a container are not errors but kills: read them first
+ * and grow in steps of a sixteenth of what is left. */
+static bool may_grow(struct tri_heap *h, uint64_t bytes)
+{
+    uint64_t headroom;
+
+    if (h->top + bytes <= h->granted)
+        return true;
+    headroom = tri_memory_headroom();
+    if (bytes > headroom - headroom / 16)
+        return false;
+    h->granted = h->top + bytes + headroom / 16;
+    return true;
+}
+
+uint64_t tri_heap_alloc(struct tri_heap *h, uint64_t bytes)
+{
+    uint32_t c;
+    uint64_t size, off;
+
+    if (bytes > h->bytes - TRI_BLOCK_HEADER)
+        return 0;
+    c = class_of(bytes + TRI_BLOCK_HEADER);
+    size = class_bytes(c);
+    if (h->free[c].n == 0 && tri_load_rlx(&h->view->heap[h->id].freed))
+        tri_heap_collect(h);
+    if (h->free[c].n) {
+        off = h->free[c].off[--h->free[c].n];
+        h->idle -= size;
+    } else {
+        /* Memory is asked for what will be touched, which is less than the class. */
+        if (size > h->bytes - h->top || !may_grow(h, bytes))
+            return 0;
+        off = h->top;
+        h->top += size;
+    }
+    h->kind[off / TRI_GRANULE] = (uint8_t)(128 + c);
+    h->live += size;
+    if (h->live > h->peak)
+        h->peak = h->live;
+    return h->base + off + TRI_BLOCK_HEADER;
+}
+
+static bool live_at(const struct tri_heap *h, uint64_t off, uint64_t *rel)
+{
+    if (off < h->base + TRI_BLOCK_HEADER || off >= h->base + h->bytes)
+        return false;
+    *rel = off - h->base - TRI_BLOCK_HEADER;
+    return *rel % TRI_GRANULE == 0 && h->kind[*rel / TRI_GRANULE] >= 128;
+}
+
+int tri_heap_free(struct tri_heap *h, uint64_t off)
+{
+    uint64_t rel, size;
+    uint32_t c;
+
+    if (!live_at(h, off, &rel))
+        return TRI_ECORRUPT;
+    c = h->kind[rel / TRI_GRANULE] - 128u;
+    size = class_bytes(c);
+    h->kind[rel / TRI_GRANULE] = (uint8_t)(c + 1);
+    h->live -= size;
+    h->idle += size;
+    if (h->idle > h->idle_max && size >= 65536)
+        tri_segment_punch(h->seg, h->base + rel, size);
+    if (!stack_push(&h->free[c], rel)) {
+        /* No memory for the list itself: the block stays out of use until the pool ends. */
+        h->kind[rel / TRI_GRANULE] = 0;
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+uint64_t tri_heap_block_bytes(const struct tri_heap *h, uint64_t off)
+{
+    uint64_t rel;
+
+    if (!live_at(h, off, &rel))
+        return 0;
+    return class_bytes(h->kind[rel / TRI_GRANULE] - 128u) - TRI_BLOCK_HEADER;
+}
+
+static _Atomic uint64_t *block_link(const struct tri_view *v, uint64_t off)
+{
+    return (_Atomic uint64_t *)(v->base + off - TRI_BLOCK_HEADER);
+}
+
+void tri_block_push(const struct tri_view *v, uint64_t off)
+{
+    uint32_t id = tri_heap_of(v, off);
+    uint64_t head;
+
+    if (id >= v->nheaps)
+        return;
+    head = tri_load_rlx(&v->heap[id].freed);
+    do {
+        tri_store_rlx(block_link(v, off), head);
+        CP(block_push);
+    } while (!tri_cas_sc(&v->heap[id].freed, &head, off)); /* pairs with the exchange below */
+}
+
+uint64_t tri_heap_collect(struct tri_heap *h)
+{
+    uint64_t off = tri_swap_sc(&h->view->heap[h->id].freed, 0), before = h->live, rel;
+    uint64_t most = h->top / TRI_GRANULE;
+
+    /* A link is data: each one must name a live block of ours, and a cycle must end. */
+    for (uint64_t n = 0; off && n < most && live_at(h, off, &rel); n++) {
+        uint64_t next = tri_load_rlx(block_link(h->view, off));
+
+        if (!h->home || h->home(h->home_ctx, off))
+            tri_heap_free(h, off);
+        off = next;
+    }
+    return before - h->live;
+}
+
+int tri_heap_check(const struct tri_heap *h)
+{
+    uint64_t live = 0, idle = 0, at = 0;
+
+    while (at < h->top) {
+        uint8_t k = h->kind[at / TRI_GRANULE];
+
+        if (k == 0)
+            return TRI_ECORRUPT;
+        if (k >= 128) {
+            live += class_bytes(k - 128u);
+            at += class_bytes(k - 128u);
+        } else {
+            idle += class_bytes(k - 1u);
+            at += class_bytes(k - 1u);
+        }
+    }
+    return live == h->live && idle == h->idle && at == h->top ? 0 : TRI_ECORRUPT;
+}

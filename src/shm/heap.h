@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * heap.h - one participant's part of the arena.
+ *
+ * The arena is a row of heaps: the owner's, then more than one per worker.  A heap is allocated
+ * from by exactly one participant, and everything that participant knows about it (free lists,
+ * what is allocated, how far it has grown) lives in its *private* memory.  So nothing another
+ * process scribbles into shared memory can mislead an allocator, and a participant that dies in
+ * the middle of an allocation leaves nothing to repair: its heap is retired whole and its pages go
+ * back to the system when the last block that others hold is freed.
+ *
+ * Blocks come in classes 256 x {1, 1.5} x 2^k bytes, the first 64 of which are a header, so data
+ * is aligned to 64.  Free lists are last in, first out: a block just freed is warm, and a warm
+ * page costs a tenth of a fresh one (2.2 us per fresh page of shared memory).
+ *
+ * A block freed by another process goes on the heap line's stack `freed` and comes home when its
+ * participant next allocates, or goes idle.
+ *
+ *     live + free + (bytes never handed out) = heap_bytes          checked by tri_heap_check()
+ */
+#ifndef TRI_SHM_HEAP_H
+#define TRI_SHM_HEAP_H
+
+#include <stdbool.h>
+
+#include "shm/layout.h"
+#include "shm/segment.h"
+
+#define TRI_GRANULE 256u
+#define TRI_BLOCK_HEADER 64u
+#define TRI_CLASSES 80u
+
+struct tri_stack {
+    uint64_t *off;
+    uint32_t n, cap;
+};
+
+struct tri_heap {
+    const struct tri_view *view;
+    const struct tri_segment *seg;
+    uint32_t id;
+    uint64_t base, bytes, top; /* top: first offset in the heap never handed out */
+    uint64_t granted;          /* top may grow to here before memory limits are read again */
+    uint64_t live, peak, idle; /* bytes allocated now, most ever, in free lists */
+    uint64_t idle_max;         /* beyond this a freed block's pages go back to the system */
+    uint8_t *kind;             /* per granule: 0 no block starts here, c + 1 free, 128 + c live */
+    struct tri_stack free[TRI_CLASSES];
+    /* asked about each block that others freed, whoever collects it: false, it is not to be freed
+     * yet, and the one asked has taken note of it.  May be NULL: free them all */
+    bool (*home)(void *ctx, uint64_t off);
+    void *home_ctx;
+};
+
+int tri_heap_init(struct tri_heap *h, const struct tri_view *v, const struct tri_segment *seg,
+                  uint32_t id);
+void tri_heap_drop(struct tri_heap *h);
+/* Offset of the data of a new block of at least bytes, or 0: no memory. */
+uint64_t tri_heap_alloc(struct tri_heap *h, uint64_t bytes);
+/* Free one of this heap's blocks.  0, or TRI_ECORRUPT when no block lives at off. */
+int tri_heap_free(struct tri_heap *h, uint64_t off);
+/* Take home what others freed.  Returns the bytes. */
+uint64_t tri_heap_collect(struct tri_heap *h);
+/* Bytes that the block at off can hold, 0 when none lives there. */
+uint64_t tri_heap_block_bytes(const struct tri_heap *h, uint64_t off);
+int tri_heap_check(const struct tri_heap *h);
+
+/* Give a block of heap `id` back to its participant; any process. */
+void tri_block_push(const struct tri_view *v, uint64_t off);
+
+#endif

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* test_heap.c - the arena's allocator: sizes, exact accounts, blocks that others free. */
+#include "pools.h"
+
+#include <pthread.h>
+
+#define HEAP (32ull << 20)
+
+static bool inside(const struct tri_heap *h, uint64_t off, uint64_t bytes)
+{
+    return off >= h->base + TRI_BLOCK_HEADER && off + bytes <= h->base + h->bytes;
+}
+
+static void blocks_hold_what_was_asked_for_and_do_not_overlap(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    struct tri_heap *h = &p->heap;
+    uint64_t end = 0;
+
+    for (uint64_t n = 0; n < 70000; n = n < 3000 ? n + 37 : n * 2 + 1) {
+        uint64_t off = tri_heap_alloc(h, n);
+
+        CHECK(off && off % 64 == 0 && inside(h, off, n));
+        CHECK(tri_heap_block_bytes(h, off) >= n);
+        CHECK(off - TRI_BLOCK_HEADER >= end);
+        CHECK(tri_heap_block_bytes(h, off) <= 2 * n + TRI_GRANULE); /* no class wastes more */
+        end = off + tri_heap_block_bytes(h, off);
+    }
+    CHECK(tri_heap_check(h) == 0);
+    tri_pool_free(p);
+}
+
+static void the_largest_block_is_the_heap(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+
+    CHECK(tri_heap_alloc(&p->heap, HEAP) == 0);
+    CHECK(tri_heap_alloc(&p->heap, UINT64_MAX) == 0);
+    CHECK(tri_heap_alloc(&p->heap, UINT64_MAX - 63) == 0);
+    CHECK(tri_heap_alloc(&p->heap, HEAP - TRI_BLOCK_HEADER) != 0);
+    CHECK(tri_heap_alloc(&p->heap, 1) == 0);
+    CHECK(tri_heap_check(&p->heap) == 0);
+    tri_pool_free(p);
+}
+
+static void a_freed_block_is_the_next_of_its_size(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    uint64_t a = tri_heap_alloc(&p->heap, 1000), b = tri_heap_alloc(&p->heap, 1000);
+
+    CHECK(tri_heap_free(&p->heap, a) == 0 && tri_heap_free(&p->heap, b) == 0);
+    CHECK(tri_heap_alloc(&p->heap, 990) == b && tri_heap_alloc(&p->heap, 1000) == a);
+    CHECK(tri_heap_free(&p->heap, a) == 0);
+    CHECK(tri_heap_free(&p->heap, a) == TRI_ECORRUPT); /* twice */
+    CHECK(tri_heap_free(&p->heap, b + 64) == TRI_ECORRUPT);
+    CHECK(tri_heap_free(&p->heap, 0) == TRI_ECORRUPT);
+    CHECK(tri_heap_free(&p->heap, UINT64_MAX) == TRI_ECORRUPT);
+    CHECK(tri_heap_free(&p->heap, p->heap.base) == TRI_ECORRUPT);
+    CHECK(tri_heap_check(&p->heap) == 0);
+    tri_pool_free(p);
+}
+
+static void the_accounts_are_exact_after_any_order(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    uint64_t seed = tri_test_seed(), off[300] = {0}, live = 0, size[300];
+
+    for (int i = 0; i < 50000; i++) {
+        int k;
+
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        k = (int)(seed >> 33) % 300;
+        if (off[k]) {
+            CHECK(tri_heap_free(&p->heap, off[k]) == 0);
+            live -= size[k];
+            off[k] = 0;
+        } else {
+            off[k] = tri_heap_alloc(&p->heap, (seed >> 42) % (1ull << (seed >> 60)) * 4);
+            CHECK(off[k]);
+            size[k] = tri_heap_block_bytes(&p->heap, off[k]) + TRI_BLOCK_HEADER;
+            live += size[k];
+        }
+        CHECK(p->heap.live == live);
+        if (i % 500 == 0)
+            CHECK(tri_heap_check(&p->heap) == 0);
+    }
+    for (int k = 0; k < 300; k++)
+        if (off[k])
+            CHECK(tri_heap_free(&p->heap, off[k]) == 0);
+    CHECK(p->heap.live == 0 && tri_heap_check(&p->heap) == 0 && p->heap.idle == p->heap.top);
+    tri_pool_free(p);
+}
+
+/* ------------------------------------------------------------------ freed by others */
+
+#define BLOCKS 400
+#define FREERS 3
+
+struct hand {
+    struct tri_pool *p;
+    _Atomic uint64_t mailbox[FREERS];
+};
+
+static void *frees_for_others(void *arg)
+{
+    struct hand *h = ((struct hand **)arg)[0];
+    uintptr_t id = ((uintptr_t *)arg)[1];
+
+    for (int i = 0; i < BLOCKS;) {
+        uint64_t off = atomic_exchange(&h->mailbox[id], 0);
+
+        if (!off)
+            continue;
+        CHECK(*(volatile uint64_t *)(h->p->view.base + off) == off);
+        tri_block_push(&h->p->view, off);
+        i++;
+    }
+    return NULL;
+}
+
+static bool may_free(void *ctx, uint64_t off)
+{
+    CHECK(off != 0);
+    *(int *)ctx += 1;
+    return true;
+}
+
+static void blocks_freed_by_other_threads_come_home(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    struct hand hand = {.p = p};
+    pthread_t t[FREERS];
+    uintptr_t arg[FREERS][2];
+    int home = 0, sent[FREERS] = {0}, left = FREERS * BLOCKS;
+
+    p->heap.home = may_free;
+    p->heap.home_ctx = &home;
+    for (uintptr_t i = 0; i < FREERS; i++) {
+        arg[i][0] = (uintptr_t)&hand;
+        arg[i][1] = i;
+        CHECK(pthread_create(&t[i], NULL, frees_for_others, arg[i]) == 0);
+    }
+    while (left)
+        for (int i = 0; i < FREERS; i++) {
+            uint64_t off;
+
+            if (sent[i] == BLOCKS || atomic_load(&hand.mailbox[i]))
+                continue;
+            off = tri_heap_alloc(&p->heap, (uint64_t)(left % 7) * 300 + 8);
+            CHECK(off);
+            *(uint64_t *)(void *)(p->view.base + off) = off;
+            atomic_store(&hand.mailbox[i], off);
+            sent[i]++;
+            left--;
+        }
+    for (int i = 0; i < FREERS; i++)
+        pthread_join(t[i], NULL);
+    tri_heap_collect(&p->heap);
+    CHECK(p->heap.live == 0 && tri_heap_check(&p->heap) == 0 && home == FREERS * BLOCKS);
+    tri_pool_free(p);
+}
+
+static void scribbled_links_lead_nowhere(void)
+{
+    static const uint64_t bad[] = {1, 63, 64, UINT64_MAX, 1ull << 40, 4096};
+
+    for (size_t k = 0; k <= sizeof bad / sizeof *bad; k++) {
+        struct tri_pool *p = bare_pool(1, 64, HEAP);
+        uint64_t a = tri_heap_alloc(&p->heap, 10), b = tri_heap_alloc(&p->heap, 10);
+        uint64_t c = tri_heap_alloc(&p->heap, 10);
+
+        p->heap.home = NULL;
+        tri_block_push(&p->view, a);
+        tri_block_push(&p->view, b); /* b -> a */
+        /* a's link: anywhere, or round in a circle */
+        *(uint64_t *)(void *)(p->view.base + a - TRI_BLOCK_HEADER) =
+            k < sizeof bad / sizeof *bad ? bad[k] : b;
+        tri_heap_collect(&p->heap);
+        CHECK(tri_heap_check(&p->heap) == 0);
+        CHECK(tri_heap_block_bytes(&p->heap, a) == 0 && tri_heap_block_bytes(&p->heap, b) == 0);
+        CHECK(tri_heap_block_bytes(&p->heap, c) > 0);
+        for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+            tri_store_rel(&p->view.heap[0].freed, bad[i]);
+            CHECK(tri_heap_collect(&p->heap) == 0);
+        }
+        tri_pool_free(p);
+    }
+}
+
+/* A worker may give its argument block back before the owner has taken its task.  It is not to be
+ * used again until then: it would be freed a second time, as somebody else's. */
+static void an_argument_block_given_back_early_waits_for_its_task(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    struct tri_user user = {NULL};
+    uint64_t off = tri_pool_block_new(p, 500), ticket, next;
+    struct tri_slot *s;
+    struct tri_done d;
+    uint32_t slot;
+
+    CHECK(tri_task_new(p, &slot) == 0);
+    s = &p->view.slot[slot];
+    s->arg_off = off;
+    s->arg_len = 500;
+    CHECK(tri_task_push(p, slot, 0, 0, &user, &ticket) == 0);
+    s->res_flags = TRI_R_ARGS_KEPT;
+    s->res_len = 0;
+    s->res_off = 0;
+    tri_store_sc(&s->state, tri_word(TRI_S_DONE, 0, 0, ticket));
+    tri_block_push(&p->view, off);
+    next = tri_pool_block_new(p, 500);
+    CHECK(next && next != off);
+    CHECK(tri_take_one(p, slot, ticket, &d) && d.user == &user);
+    CHECK(p->nkept == 0 && p->nearly == 0 && tri_heap_block_bytes(&p->heap, off) == 0);
+    CHECK(tri_pool_block_new(p, 500) == off);
+    tri_pool_free(p);
+}
+
+/* Given back and then its worker died: home first, or it would be freed twice. */
+static void an_argument_block_of_a_dead_worker_is_freed_once(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    struct tri_msg died = {.type = TRI_M_DIED, .worker = 0, .gen = 0, .signal = 9};
+    struct tri_user user = {NULL};
+    uint64_t off = tri_pool_block_new(p, 500), ticket;
+    struct tri_done d;
+    uint32_t slot;
+
+    CHECK(tri_task_new(p, &slot) == 0);
+    p->view.slot[slot].arg_off = off;
+    CHECK(tri_task_push(p, slot, 0, 0, &user, &ticket) == 0);
+    p->view.slot[slot].res_flags = TRI_R_ARGS_KEPT;
+    p->view.slot[slot].res_len = p->view.slot[slot].res_off = 0;
+    tri_store_sc(&p->view.slot[slot].state, tri_word(TRI_S_DONE, 0, 0, ticket));
+    CHECK(tri_take_one(p, slot, ticket, &d) && p->nkept == 1);
+    tri_block_push(&p->view, off);
+    pthread_mutex_lock(&p->lock);
+    tri_repair_death(p, &died);
+    pthread_mutex_unlock(&p->lock);
+    CHECK(p->nkept == 0 && p->heap.live == 0 && tri_load_acq(&p->view.heap[0].freed) == 0);
+    CHECK(tri_pool_block_new(p, 500) == off && tri_heap_collect(&p->heap) == 0);
+    tri_pool_free(p);
+}
+
+int main(void)
+{
+    RUN(blocks_hold_what_was_asked_for_and_do_not_overlap);
+    RUN(the_largest_block_is_the_heap);
+    RUN(a_freed_block_is_the_next_of_its_size);
+    RUN(the_accounts_are_exact_after_any_order);
+    RUN(blocks_freed_by_other_threads_come_home);
+    RUN(scribbled_links_lead_nowhere);
+    RUN(an_argument_block_given_back_early_waits_for_its_task);
+    RUN(an_argument_block_of_a_dead_worker_is_freed_once);
+    return 0;
+}

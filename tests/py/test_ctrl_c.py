@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Ctrl-C: one KeyboardInterrupt, one short traceback, nothing left over a second later."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import pytest
+from conftest import PROCESSES
+
+BODY = """
+import sys, time
+import trireme as tri
+way = sys.argv[1]
+def nap(x):
+    time.sleep(0.01 if x == 0 else 30)
+    return x
+def spin(x):
+    if x:
+        while True: pass
+def source():
+    yield 0
+    yield from iter(int, 1)
+    while True: yield 1
+pool = tri.Pool(2, kind=way) if way == "thread" else tri.Pool(2, start=way)
+pool.map(abs, range(10))
+"""
+
+CALLS = {
+    "map": "with pool: print('ready', flush=True); pool.map(nap, [1] * 50)",
+    "map of busy loops": "with pool: print('ready', flush=True); pool.map(spin, [1] * 50)",
+    "map with caller": """with pool:
+    print('ready', flush=True)
+    pool.map(nap, [1] * 50, caller=True)""",
+    "submit": "with pool: f = pool.submit(nap, 1); print('ready', flush=True); f.result()",
+    "imap": "with pool:\n    for r in pool.imap(nap, [0] + [1] * 50): print('ready', flush=True)",
+    "many futures": """with pool:
+    fs = [pool.submit(nap, 1) for _ in range(500)]
+    print('ready', flush=True)
+    [f.result() for f in fs]""",
+    "map_async": "with pool: r = pool.map_async(nap, [1] * 9); print('ready', flush=True); r.get()",
+    "wait": """import concurrent.futures as cf
+with pool: f = pool.submit(nap, 1); print('ready', flush=True); cf.wait([f])""",
+    "without a block": "print('ready', flush=True); pool.map(nap, [1] * 50)",
+    "join": "fs = [pool.submit(nap, 1)]; pool.close(); print('ready', flush=True); pool.join()",
+    "default pool": "tri.map(abs, [1]); print('ready', flush=True); tri.map(nap, [1] * 50)",
+    "progress": "with pool: print('ready', flush=True); pool.map(nap, [1] * 9, progress=True)",
+}
+
+
+def interrupt(script: Any) -> tuple[int, str, float]:
+    assert script.line() == "ready"
+    # The call has begun: what was printed is out, and what follows takes half a minute.
+    time.sleep(0.15)
+    start = time.monotonic()
+    script.interrupt()
+    code, _, err = script.end(25)
+    return code, err, time.monotonic() - start
+
+
+@pytest.mark.parametrize("start", PROCESSES)
+@pytest.mark.parametrize("call", CALLS)
+def test_one_interrupt_one_traceback_nothing_left(start_script: Any, call: str, start: str) -> None:
+    with start_script(BODY + CALLS[call], start) as script:
+        code, err, took = interrupt(script)
+        assert code == -signal.SIGINT, err
+        text = [line for line in err.strip().split("\n") if line.strip() and "it/s" not in line]
+        assert err.count("KeyboardInterrupt") == 1, err
+        assert len(text) <= 15, err
+        assert "RemoteTraceback" not in err
+        assert took < 3
+        gone_by = time.monotonic() + 1
+        while script.group():
+            assert time.monotonic() < gone_by, "workers were left over"
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("start", PROCESSES)
+def test_the_pool_goes_on_after_a_caught_interrupt(start_script: Any, start: str) -> None:
+    source = (
+        BODY
+        + """
+try:
+    print("ready", flush=True)
+    pool.map(lambda x: time.sleep(0.05), range(2000), chunk=1)
+except KeyboardInterrupt:
+    print("caught")
+print(pool.map(abs, range(-5, 0)))
+print(pool.submit(abs, -7).result())
+print(pool.stats()["deaths"])
+pool.close(); pool.join()
+"""
+    )
+    with start_script(source, start) as script:
+        assert script.line() == "ready"
+        time.sleep(0.15)
+        script.interrupt()
+        code, out, err = script.end(25)
+        assert (code, err) == (0, "")
+        assert out == "caught\n[5, 4, 3, 2, 1]\n7\n0\n"
+
+
+@pytest.mark.parametrize("start", PROCESSES)
+def test_tasks_that_catch_everything_do_not_see_it(start_script: Any, start: str) -> None:
+    """Workers ignore the terminal's interrupt: only the owner decides."""
+    source = (
+        BODY
+        + """
+def stubborn(x):
+    try:
+        time.sleep(0.6)
+        return "undisturbed"
+    except BaseException as exc:
+        return repr(exc)
+fs = [pool.submit(stubborn, i) for i in range(2)]
+while not all(f.running() for f in fs): time.sleep(0.001)
+try:
+    print("ready", flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    pass
+print([f.result() for f in fs])
+pool.close(); pool.join()
+"""
+    )
+    with start_script(source, start) as script:
+        assert script.line() == "ready"
+        script.interrupt()
+        code, out, err = script.end(25)
+        assert (code, err) == (0, "")
+        assert out == "['undisturbed', 'undisturbed']\n"
+
+
+def test_interrupt_while_a_pool_opens_leaves_nothing(start_script: Any) -> None:
+    source = """
+import trireme as tri
+print("ready", flush=True)
+while True:
+    with tri.Pool(2, start="spawn") as pool:
+        pool.map(abs, [1])
+"""
+    with start_script(source) as script:
+        code, err, took = interrupt(script)
+        assert code == -signal.SIGINT, err
+        assert err.count("KeyboardInterrupt") == 1, err
+        assert took < 5
+        gone_by = time.monotonic() + 1.5
+        while script.group():
+            assert time.monotonic() < gone_by, "workers were left over"
+            time.sleep(0.01)

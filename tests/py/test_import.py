@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Importing the package starts nothing, opens nothing and costs little."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import script_env
+
+STATE = """
+import os, threading, sys
+def state():
+    tasks = sorted(os.listdir("/proc/self/task"))
+    fds = sorted(os.listdir("/proc/self/fd"))
+    with open("/proc/self/task/%d/children" % os.getpid()) as f:
+        children = f.read()
+    return len(tasks), len(fds), children, threading.active_count()
+"""
+
+
+@pytest.mark.parametrize(
+    "names", ["", "tri.Pool", "tri.Future, tri.share, tri.map, tri.WorkerLost, tri.cpu_count"]
+)
+def test_import_starts_no_thread_no_process_and_opens_no_file(run_script: Any, names: str) -> None:
+    out, err = run_script(
+        STATE
+        + f"""
+import concurrent.futures, signal
+before = state(), [signal.getsignal(s) for s in (2, 15, 17)]
+import trireme as tri
+{names}
+print(before == (state(), [signal.getsignal(s) for s in (2, 15, 17)]))
+"""
+    )
+    assert out == "True\n"
+    assert err == ""
+
+
+def _import_ms(flags: tuple[str, ...] = ()) -> float:
+    """The cumulative time of `import trireme`, by the interpreter's own clock."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *flags, "-c", "import trireme; trireme.Pool"],
+        capture_output=True, text=True, env=script_env(), timeout=60, check=True,
+    )  # fmt: skip
+    total = 0.0
+    for line in done.stderr.splitlines():
+        own, whole, name = line.removeprefix("import time:").split("|")
+        # The top of what the command imported: names are indented below their importer.
+        if name.startswith(" trireme") and own.strip().isdigit():
+            total += int(whole)
+    return total / 1000
+
+
+def test_import_takes_less_than_thirty_milliseconds() -> None:
+    best = min(_import_ms() for _ in range(10))
+    assert 0 < best < 30
+
+
+def test_import_brings_in_nothing_heavy(run_script: Any) -> None:
+    out, _ = run_script(
+        """
+        import sys
+        import trireme as tri
+        tri.Pool
+        heavy = {"asyncio", "multiprocessing", "numpy", "cloudpickle", "tqdm", "subprocess",
+                 "ctypes", "socket", "inspect"}
+        print(sorted(heavy & set(sys.modules)))
+        """
+    )
+    assert out == "[]\n"
+
+
+def test_every_public_name_is_there(run_script: Any) -> None:
+    out, _ = run_script(
+        """
+        import trireme as tri
+        for name in tri.__all__:
+            assert getattr(tri, name).__doc__, name
+        assert set(tri.__all__) <= set(dir(tri))
+        try:
+            tri.nothing
+        except AttributeError as exc:
+            print(exc)
+        """
+    )
+    assert out == "module 'trireme' has no attribute 'nothing'\n"
+
+
+def test_every_public_method_has_a_docstring_and_a_signature() -> None:
+    import inspect
+
+    import trireme as tri
+    from trireme._serial import SerialPool
+
+    for cls in (tri.Pool, tri.Future, tri.Shared, SerialPool):
+        for name, value in inspect.getmembers(cls):
+            if name.startswith("_") or not callable(value):
+                continue
+            assert inspect.getdoc(value), (cls, name)
+            if name not in ("submit",):
+                inspect.signature(value)
+
+
+def test_serial_pool_has_every_method_of_a_pool() -> None:
+    import trireme as tri
+    from trireme._serial import SerialPool
+
+    public = {n for n in dir(tri.Pool) if not n.startswith("_")}
+    assert public <= set(dir(SerialPool)), public - set(dir(SerialPool))
+    assert isinstance(tri.Pool(kind="serial"), SerialPool)
+
+
+def test_errors_are_what_they_say() -> None:
+    import concurrent.futures
+
+    import trireme as tri
+
+    assert issubclass(tri.WorkerLost, concurrent.futures.process.BrokenProcessPool)
+    assert issubclass(tri.TaskTimeout, TimeoutError)
+    assert issubclass(tri.RemoteError, Exception)
+    assert issubclass(tri.Future, concurrent.futures.Future)

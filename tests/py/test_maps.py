@@ -1,0 +1,569 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""map, starmap, imap and imap_unordered: values in order, errors where they belong, lazy input."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+import trireme as tri
+from conftest import open_pool
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def fails_at_3(x: int) -> int:
+    if x == 3:
+        raise ValueError("three")
+    return x
+
+
+# -------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, 1000])
+def test_map_gives_results_in_order_whatever_the_chunk(pool: Any, chunk: int | None) -> None:
+    assert pool.map(square, range(100), chunk=chunk) == [x * x for x in range(100)]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [1, 2, 3],
+        (1, 2, 3),
+        range(3),
+        range(10, 0, -3),
+        {1: "a", 2: "b"},
+        iter([4, 5]),
+        range(10**18, 10**18 + 3),
+        range(10**20, 10**20 + 30),
+        [0.5, "text", None, b"bytes", (1, (2, 3)), True, 10**30],
+        "letters",
+        [{1, 2}, {"key": [1]}],
+    ],
+    ids=repr,
+)
+def test_map_takes_any_iterable_and_any_item(fast: Any, items: Any) -> None:
+    expected = list(items)
+    again = iter(expected) if iter(items) is items else items
+    assert fast.map(repr, again) == [repr(x) for x in expected]
+
+
+def test_map_of_nothing_is_an_empty_list(pool: Any) -> None:
+    assert pool.map(square, []) == []
+    assert pool.map(add, [], [1, 2]) == []
+    assert pool.starmap(add, []) == []
+    assert list(pool.imap(square, [])) == []
+    assert list(pool.imap_unordered(square, iter(()))) == []
+    assert pool.map_async(square, []).get(10) == []
+
+
+def test_map_of_a_generator_consumes_it(pool: Any) -> None:
+    assert pool.map(square, (x for x in range(50))) == [x * x for x in range(50)]
+
+
+def test_several_iterables_go_in_step_and_end_with_the_shortest(pool: Any) -> None:
+    assert pool.map(add, [1, 2, 3], (10, 20)) == [11, 22]
+    assert pool.map(add, itertools.count(), range(4)) == [0, 2, 4, 6]
+    assert list(pool.imap(add, itertools.count(), [5, 6])) == [5, 7]
+    assert sorted(pool.imap_unordered(add, range(3), range(3))) == [0, 2, 4]
+
+
+def test_starmap_spreads_each_item(pool: Any) -> None:
+    assert pool.starmap(add, [(1, 2), [3, 4], iter((5, 6))][: 2 if pool.way != "serial" else 3])
+    assert pool.starmap(pow, [(2, 3), (3, 4, 5)]) == [8, 81 % 5]
+    assert pool.starmap(add, ((i, i) for i in range(100))) == [2 * i for i in range(100)]
+
+
+def test_imap_gives_results_in_order(pool: Any) -> None:
+    assert list(pool.imap(square, range(300))) == [x * x for x in range(300)]
+    assert list(pool.imap(square, range(300), chunk=9)) == [x * x for x in range(300)]
+
+
+def test_imap_unordered_gives_every_result_once(pool: Any) -> None:
+    got = list(pool.imap_unordered(square, range(300)))
+    assert sorted(got) == [x * x for x in range(300)]
+
+
+def test_a_million_items_come_back_whole(fast: Any) -> None:
+    n = 1_000_000
+    assert fast.map(square, range(n)) == [x * x for x in range(n)]
+
+
+def test_caller_works_too_and_results_are_the_same(workers: Any) -> None:
+    assert workers.map(square, range(10_000), caller=True) == [x * x for x in range(10_000)]
+    assert workers.starmap(add, [(i, 1) for i in range(500)], caller=True) == list(range(1, 501))
+
+    def where(_: int) -> tuple[int, int]:
+        time.sleep(0.001)
+        return os.getpid(), threading.get_ident()
+
+    seen = set(workers.map(where, range(200), caller=True))
+    assert (os.getpid(), threading.get_ident()) in seen
+    assert len(seen) >= 2
+
+
+def test_caller_error_ends_the_map_and_the_pool_goes_on(workers: Any) -> None:
+    with pytest.raises(ValueError, match="three"):
+        workers.map(fails_at_3, range(100), caller=True)
+    assert workers.map(square, range(10)) == [x * x for x in range(10)]
+
+
+def test_work_is_spread_over_all_workers(processes: Any) -> None:
+    def slow(x: int) -> int:
+        end = time.perf_counter() + 0.005
+        while time.perf_counter() < end:
+            pass
+        return os.getpid()
+
+    pids = set(processes.map(slow, range(60)))
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+# -------------------------------------------------------------- errors
+
+
+def test_first_failure_is_raised_with_its_own_type(pool: Any) -> None:
+    with pytest.raises(ValueError, match="three"):
+        pool.map(fails_at_3, range(10))
+    with pytest.raises(ValueError, match="three"):
+        pool.starmap(fails_at_3, [(i,) for i in range(10)])
+    assert pool.map(square, range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_failure_cancels_what_has_not_started(fast: Any, tmp_path: Any) -> None:
+    log = str(tmp_path / "log")
+
+    def task(x: int) -> None:
+        fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(fd, b"x")
+        os.close(fd)
+        if x == 0:
+            raise ValueError("at once")
+
+    with pytest.raises(ValueError, match="at once"):
+        fast.map(task, range(20_000), chunk=1)
+    fast.submit(square, 1).result(20)
+    assert os.path.getsize(log) < 10_000
+
+
+def test_imap_goes_on_behind_an_item_that_fails(workers: Any) -> None:
+    for chunk in (1, 4, None):
+        results = workers.imap(fails_at_3, range(8), chunk=chunk)
+        got: list[Any] = []
+        while True:
+            try:
+                got.append(next(results))
+            except StopIteration:
+                break
+            except ValueError as exc:
+                got.append(str(exc))
+        assert got == [0, 1, 2, "three", 4, 5, 6, 7]
+
+
+def test_imap_unordered_reports_each_failure_once(workers: Any) -> None:
+    results = workers.imap_unordered(fails_at_3, [3, 1, 3, 2, 3], chunk=2)
+    good, bad = [], 0
+    while True:
+        try:
+            good.append(next(results))
+        except StopIteration:
+            break
+        except ValueError:
+            bad += 1
+    assert sorted(good) == [1, 2]
+    assert bad == 3
+
+
+def test_imap_item_that_kills_its_worker_fails_alone(processes: Any) -> None:
+    def task(x: int) -> int:
+        if x == 2:
+            os._exit(3)
+        return x
+
+    results = processes.imap(task, range(5), chunk=1)
+    assert next(results) == 0
+    assert next(results) == 1
+    with pytest.raises(tri.WorkerLost):
+        next(results)
+    assert list(results) == [3, 4]
+
+
+def test_input_that_raises_is_told_after_what_came_before_it(workers: Any) -> None:
+    def source() -> Any:
+        yield 1
+        yield 2
+        raise RuntimeError("no more input")
+
+    results = workers.imap(square, source(), chunk=1)
+    assert next(results) == 1
+    assert next(results) == 4
+    with pytest.raises(RuntimeError, match="no more input"):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+    with pytest.raises(RuntimeError, match="no more input"):
+        workers.map(square, source())
+    assert workers.map(square, [3]) == [9]
+
+
+def test_input_that_raises_in_the_middle_of_a_chunk_is_told(workers: Any) -> None:
+    def source() -> Any:
+        yield from range(5)
+        raise RuntimeError("no more input")
+
+    for method in (workers.imap, workers.imap_unordered):
+        results = method(square, source(), chunk=4)
+        got = []
+        with pytest.raises(RuntimeError, match="no more input"):
+            for r in results:
+                got.append(r)
+        assert sorted(got) == [0, 1, 4, 9, 16]
+
+
+@pytest.mark.parametrize("method", ["map", "starmap", "imap", "imap_unordered", "map_async"])
+def test_what_is_not_iterable_gets_a_helpful_message(pool: Any, method: str) -> None:
+    with pytest.raises(TypeError, match=r"not int \(5\); did you mean range\(5\)\?"):
+        getattr(pool, method)(square, 5)
+    with pytest.raises(TypeError, match="not NoneType"):
+        getattr(pool, method)(square, None)
+
+
+def test_no_iterable_at_all_is_a_type_error(pool: Any) -> None:
+    for method in (pool.map, pool.imap, pool.imap_unordered, pool.map_async):
+        with pytest.raises(TypeError, match="at least one iterable"):
+            method(square)
+
+
+def test_what_is_not_callable_is_a_type_error(workers: Any) -> None:
+    with pytest.raises(TypeError, match="callable"):
+        workers.map(5, [1])
+    with pytest.raises(TypeError, match="callable"):
+        workers.submit("name")
+    with pytest.raises(TypeError, match="callable"):
+        workers.imap(None, [1])
+
+
+def test_starmap_item_that_cannot_be_spread_fails(workers: Any) -> None:
+    with pytest.raises(TypeError):
+        workers.starmap(square, [1, 2])
+    assert workers.map(square, [2]) == [4]
+
+
+# -------------------------------------------------------------- laziness
+
+
+def test_imap_of_an_endless_generator_runs_bounded_ahead(workers: Any) -> None:
+    pulled = 0
+
+    def source() -> Any:
+        nonlocal pulled
+        for i in itertools.count():
+            pulled += 1
+            yield i
+
+    results = workers.imap(square, source(), chunk=1)
+    assert [next(results) for _ in range(50)] == [x * x for x in range(50)]
+    assert 50 <= pulled < 50 + 30
+    del results
+    assert workers.map(square, [4]) == [16]
+
+
+def test_imap_look_ahead_is_bounded_with_measured_chunks(fast: Any) -> None:
+    pulled = 0
+
+    def source() -> Any:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    def nap(x: int) -> int:
+        time.sleep(0.001)
+        return x
+
+    results = fast.imap(nap, source())
+    for i in range(1, 101):
+        assert next(results) == i
+    assert pulled < 100 + 60
+
+
+def test_serial_imap_is_lazy() -> None:
+    with open_pool("serial") as pool:
+        results = pool.imap(square, itertools.count())
+        assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+
+
+def test_imap_results_stream_while_input_goes_on(fast: Any) -> None:
+    """The first result is out while the source still waits for a sign that it was."""
+    first_seen = threading.Event()
+
+    def source() -> Any:
+        yield 0
+        yield 1
+        yield from itertools.islice(itertools.count(2), 100)
+        assert first_seen.is_set(), "input was pulled to its end before a result came out"
+        yield 102
+
+    results = fast.imap(square, source(), chunk=1)
+    assert next(results) == 0
+    first_seen.set()
+    assert len(list(results)) == 102
+
+
+def test_imap_unordered_gives_the_quick_before_the_slow(workers: Any) -> None:
+    gate = time.monotonic() + 0.3
+
+    def task(x: int) -> int:
+        if x == 0:
+            time.sleep(max(0.0, gate - time.monotonic()))
+        return x
+
+    results = workers.imap_unordered(task, [0, 1, 2, 3], chunk=1)
+    assert sorted(next(results) for _ in range(3)) == [1, 2, 3]
+    assert list(results) == [0]
+
+
+def test_next_with_a_time_limit_raises_and_can_be_repeated(workers: Any) -> None:
+    def task(x: int) -> int:
+        time.sleep(0.2)
+        return x
+
+    results = workers.imap(task, [7], chunk=1)
+    with pytest.raises(TimeoutError):
+        results.next(0.01)
+    assert results.next(20) == 7
+    with pytest.raises(StopIteration):
+        results.next(1)
+
+
+def test_dropped_iterator_cancels_what_has_not_started(fast: Any, tmp_path: Any) -> None:
+    log = str(tmp_path / "log")
+
+    def task(x: int) -> None:
+        with open(log, "a") as f:
+            f.write("x")
+        time.sleep(0.01)
+
+    results = fast.imap(task, range(100), chunk=1)
+    next(results)
+    del results
+    fast.submit(square, 1).result(20)
+    time.sleep(0)
+    assert os.path.getsize(log) < 30
+
+
+# -------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("method", ["map", "starmap", "imap", "imap_unordered"])
+@pytest.mark.parametrize("chunk", [0, -1, 1.5, "1", True])
+def test_bad_chunk_is_refused(workers: Any, method: str, chunk: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="chunk"):
+        getattr(workers, method)(square, [1, 2], chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("timeout", 0, ValueError),
+        ("timeout", -1, ValueError),
+        ("timeout", float("nan"), ValueError),
+        ("timeout", "1", TypeError),
+        ("retries", -1, ValueError),
+        ("retries", 70_000, ValueError),
+        ("retries", 1.5, TypeError),
+        ("priority", 3, ValueError),
+        ("priority", -3, ValueError),
+        ("priority", "high", TypeError),
+    ],
+)
+def test_bad_options_are_refused_by_every_method(option: str, value: Any, error: type) -> None:
+    with open_pool("fork") as pool:
+        for call in (
+            lambda **o: pool.map(square, [1], **o),
+            lambda **o: pool.starmap(square, [(1,)], **o),
+            lambda **o: pool.imap(square, [1], **o),
+            lambda **o: pool.imap_unordered(square, [1], **o),
+            lambda **o: pool.map_async(square, [1], **o),
+            lambda **o: pool.apply(square, (1,), **o),
+            lambda **o: pool.apply_async(square, (1,), **o),
+            lambda **o: pool.submit(square, 1, **o),
+        ):
+            with pytest.raises(error, match=option):
+                call(**{option: value})
+        assert pool.map(square, [3]) == [9]
+        assert pool.stats()["submitted"] == 1
+
+
+def test_unknown_option_is_refused(workers: Any) -> None:
+    with pytest.raises(TypeError):
+        workers.map(square, [1], chunksize=3)
+
+
+def test_options_of_none_mean_the_default(workers: Any) -> None:
+    assert workers.map(square, [1, 2], chunk=None, timeout=None, retries=0, priority=0) == [1, 4]
+    assert workers.submit(square, 3, timeout=None).result(20) == 9
+
+
+def test_map_timeout_is_per_item(processes: Any) -> None:
+    def nap(x: float) -> float:
+        time.sleep(x)
+        return x
+
+    assert processes.map(nap, [0.05] * 20, timeout=0.6) == [0.05] * 20
+    with pytest.raises(tri.TaskTimeout):
+        processes.map(nap, [0.0, 30.0, 0.0], timeout=0.2)
+    assert processes.map(square, range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_imap_item_that_runs_too_long_fails_alone(fast: Any) -> None:
+    def nap(x: float) -> float:
+        time.sleep(x)
+        return x
+
+    results = fast.imap(nap, [0.0, 30.0, 0.0, 0.0], timeout=0.2)
+    assert next(results) == 0.0
+    with pytest.raises(tri.TaskTimeout):
+        next(results)
+    assert list(results) == [0.0, 0.0]
+
+
+def test_map_retries_a_task_whose_worker_died(fast: Any, tmp_path: Any) -> None:
+    mark = str(tmp_path / "mark")
+
+    def dies_once(x: int) -> int:
+        if x == 5:
+            try:
+                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return x
+            os._exit(9)
+        return x
+
+    assert fast.map(dies_once, range(10), retries=1) == list(range(10))
+    assert fast.stats()["retried"] >= 1
+
+
+def test_higher_priority_runs_first() -> None:
+    with open_pool("fork", 1) as pool:
+        gate_r, gate_w = os.pipe()
+        os.set_inheritable(gate_r, True)
+        order: list[int] = []
+        # A worker of start="fork" has the pipe; it is busy until a byte arrives.
+        with open_pool("fork", 1) as busy:
+            first = busy.submit(os.read, gate_r, 1)
+            until_running(first)
+            futures = []
+            for i, priority in enumerate([0, -2, 2, -1, 1, 0, 2]):
+                future = busy.submit(time.monotonic_ns, priority=priority)
+                futures.append((priority, i, future))
+            os.write(gate_w, b"x")
+            first.result(20)
+            order = [p for p, _, f in sorted(futures, key=lambda t: t[2].result(20))]
+        assert order == [2, 2, 1, 0, 0, -1, -2]
+        os.close(gate_r)
+        os.close(gate_w)
+        assert pool.map(square, [1], priority=2) == [1]
+
+
+def until_running(future: Any) -> None:
+    end = time.monotonic() + 20
+    while not future.running():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+# -------------------------------------------------------------- background
+
+
+def test_map_async_get_wait_ready_successful(pool: Any) -> None:
+    result = pool.map_async(square, range(100))
+    assert result.get(20) == [x * x for x in range(100)]
+    assert result.get() == [x * x for x in range(100)]
+    result.wait(1)
+    assert result.ready()
+    assert result.successful()
+    result = pool.starmap_async(add, [(1, 2), (3, 4)])
+    assert result.get(timeout=20) == [3, 7]
+
+
+def test_map_async_that_runs_is_not_ready(workers: Any) -> None:
+    result = workers.map_async(time.sleep, [0.3])
+    assert not result.ready()
+    with pytest.raises(ValueError, match="not ready"):
+        result.successful()
+    with pytest.raises(TimeoutError):
+        result.get(0.01)
+    result.wait(0.01)
+    assert not result.ready()
+    assert result.get(20) == [None]
+    assert result.successful()
+
+
+def test_map_async_failure_is_raised_by_get_every_time(pool: Any) -> None:
+    result = pool.map_async(fails_at_3, range(5))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="three"):
+            result.get(20)
+    result.wait(1)
+    assert result.ready()
+    assert not result.successful()
+
+
+def test_map_async_callbacks_are_called_once_without_anybody_waiting(pool: Any) -> None:
+    done, failed = threading.Event(), threading.Event()
+    values: list[Any] = []
+    errors: list[Any] = []
+    keep = [
+        pool.map_async(square, range(10), callback=lambda v: (values.append(v), done.set())),
+        pool.starmap_async(
+            fails_at_3, [(3,)], error_callback=lambda e: (errors.append(e), failed.set())
+        ),
+    ]
+    assert done.wait(20)
+    assert failed.wait(20)
+    for r in keep:
+        r.wait(1)
+    assert values == [[x * x for x in range(10)]]
+    assert len(errors) == 1
+    assert isinstance(errors[0], ValueError)
+
+
+def test_map_async_callback_is_called_when_the_result_was_dropped(workers: Any) -> None:
+    done = threading.Event()
+    workers.map_async(square, range(10), callback=lambda v: done.set())
+    assert done.wait(20)
+
+
+def test_map_async_of_nothing_calls_its_callback(pool: Any) -> None:
+    done = threading.Event()
+    result = pool.map_async(square, [], callback=lambda v: done.set())
+    assert done.wait(20)
+    assert result.successful()
+
+
+def test_default_pool_serves_module_functions() -> None:
+    try:
+        assert tri.map(square, range(10)) == [x * x for x in range(10)]
+        assert tri.map(add, [1, 2], [3, 4], chunk=1) == [4, 6]
+        assert tri.starmap(add, [(1, 2)]) == [3]
+        assert tri.submit(square, 5).result(20) == 25
+        first = tri.default_pool()
+        assert tri.default_pool() is first
+        first.terminate()
+        assert tri.map(square, [2]) == [4]
+        assert tri.default_pool() is not first
+    finally:
+        tri.default_pool().terminate()
