@@ -543,6 +543,9 @@ class Pool(_core.PoolBase):
 
     def _finish(self) -> None:
         self._joined = True
+        # The watching thread may be in the middle of telling somebody: nothing of the pool runs on
+        # once this returns.  Not for ever: it may be in a callback of the user's.
+        _stop_serving(self, 2.0)
         self._forget()
         _open_pools.discard(self)
 
@@ -635,14 +638,19 @@ def _serve_loop(pool: Pool) -> None:
             return
 
 
+def _stop_serving(pool: Pool, limit: float | None = None) -> None:
+    """Send the thread of :func:`_serve` home, if it is another one, and wait until it has gone."""
+    thread = pool._server
+    if thread is not None and thread is not threading.current_thread():
+        pool._stopping = True
+        pool._nudge()
+        thread.join(limit)
+
+
 def _before_fork() -> None:
     """No thread of ours runs while the user forks: the child would inherit its locks."""
     for pool in list(_open_pools):
-        thread = pool._server
-        if thread is not None and thread is not threading.current_thread():
-            pool._stopping = True
-            pool._nudge()
-            thread.join()
+        _stop_serving(pool)
 
 
 def _after_fork_parent() -> None:
