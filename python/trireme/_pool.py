@@ -733,6 +733,7 @@ def _at_exit() -> None:
             # Nobody is left to be told, and telling imports modules, at which an interpreter that
             # ends by Ctrl-C forgets that it does.
             pool._refuse()
+            _stop_serving(pool, 2.0)
             pool._end(True, 2.0, False)
             pool._joined = True
         except Exception:

@@ -43,6 +43,8 @@ CALLS = {
     "map_async": "with pool: r = pool.map_async(nap, [1] * 9); print('ready', flush=True); r.get()",
     "wait": """import concurrent.futures as cf
 with pool: f = pool.submit(nap, 1); print('ready', flush=True); cf.wait([f])""",
+    "wait without a block": """import concurrent.futures as cf
+fs = [pool.submit(nap, 1) for _ in range(9)]; print('ready', flush=True); cf.wait(fs)""",
     "without a block": "print('ready', flush=True); pool.map(nap, [1] * 50)",
     "join": "fs = [pool.submit(nap, 1)]; pool.close(); print('ready', flush=True); pool.join()",
     "default pool": "tri.map(abs, [1]); print('ready', flush=True); tri.map(nap, [1] * 50)",
