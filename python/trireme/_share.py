@@ -13,6 +13,7 @@ owner has let go.  Nothing has a name: a worker reaches the memory through the o
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 _HEADER = 16
 _SEAL, _SHRINK, _GROW = 1, 2, 4
+_MADV_POPULATE_READ = 22
+# A small mapping's pages come at once, at a fifth of the price of faults.  Of a large one a task
+# may want a corner only.
+_POPULATE_MAX = 32 << 20
 
 # Objects seen in this process, by (owner's pid, number): (value, mapping).
 _known: dict[tuple[int, int], tuple[Any, mmap.mmap]] = {}
@@ -65,20 +70,26 @@ def _store(obj: Any) -> tuple[int, mmap.mmap]:
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL | _SHRINK | _GROW)
+        # Written, not copied into a mapping: no page is cleared first, none is faulted in one by
+        # one, and a machine that runs short of memory answers with an error, not with SIGBUS.
+        at = _write(fd, head, 0)
+        at = _write(fd, data, at)
+        for b in buffers:
+            at = _write(fd, b, _up64(at))
         memory = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     except BaseException:
         os.close(fd)
         raise
-    at = len(head)
-    memory[:at] = head
-    memory[at : at + len(data)] = data
-    at += len(data)
-    with memoryview(memory) as view:
-        for b in buffers:
-            at = _up64(at)
-            view[at : at + b.nbytes] = b
-            at += b.nbytes
     return fd, memory
+
+
+def _write(fd: int, data: Any, at: int) -> int:
+    """Write all of *data* at *at*; where it ends.  One call writes 2 GiB at most."""
+    with memoryview(data).cast("B") as view:
+        done = 0
+        while done < view.nbytes:
+            done += os.pwrite(fd, view[done:], at + done)
+    return at + done
 
 
 def _forget_retired() -> None:
@@ -103,6 +114,9 @@ def _resolve(pid: int, number: int, fd: int) -> Any:
         memory = mmap.mmap(here, 0, mmap.MAP_SHARED, mmap.PROT_READ)
     finally:
         os.close(here)
+    if len(memory) <= _POPULATE_MAX:
+        with contextlib.suppress(OSError, ValueError):  # Linux before 5.14
+            memory.madvise(_MADV_POPULATE_READ)
     value = _load(memory)
     _known[pid, number] = value, memory
     return value

@@ -67,6 +67,7 @@ struct tri_worker {
     struct tri_heap heap;
     uint64_t done_tail;
     uint64_t tasks;
+    int64_t looked_ns;     /* when it last had a look whether it is one too many */
     int64_t idle_avg_ns;   /* how long a search for work took of late: decides about spinning */
     struct tri_slot *slot; /* task in hand */
     uint64_t word;         /* its state word */
@@ -257,6 +258,7 @@ struct tri_pool {
     uint8_t note[TRI_WORKER_NOTE]; /* the failed initializer's words */
     uint32_t note_len;
 
+    uint32_t helpers;            /* callers that work too: tri_helper_begin */
     _Atomic uint32_t waiters;    /* changed under the lock, together with ctl->want */
     _Atomic int64_t wait_avg_ns; /* an estimate; waiters may overwrite each other's */
     _Atomic uint64_t sleeps, spins_hit, spins_missed;
@@ -348,12 +350,24 @@ int tri_wait(struct tri_pool *p, uint32_t key, uint32_t slot, uint64_t ticket, i
 void tri_wait_nudge(struct tri_pool *p);
 /* Somebody may sleep though there is work: wake one.  From owner (after an append) or worker. */
 bool tri_wake_worker(const struct tri_view *v);
+/*
+ * A caller runs tasks itself until tri_helper_end.  Where it would be one too many for the CPUs, a
+ * worker is parked for it: three that share two CPUs take turns, and whoever waits for the one
+ * whose turn it is not waits milliseconds.
+ */
+void tri_helper_begin(struct tri_pool *p);
+void tri_helper_end(struct tri_pool *p);
 bool tri_worker_free(const struct tri_pool *p);
 /* After a death: wake those whose waker it may have been.  To who is awake it is a spare bell. */
 void tri_wake_stranded(const struct tri_view *v);
 void tri_wake_owner(const struct tri_view *v);
 /* A worker's search for work: spins, then sleeps; returns when there may be some. */
 void tri_worker_rest(struct tri_worker *w);
+/* Between two tasks: leave the CPU to the owner for a moment, where that pays.  See sleep.c. */
+#define TRI_ROOM_EVERY 64
+void tri_worker_make_room(struct tri_worker *w);
+/* Has it to leave the queue alone, because a caller works in its place? */
+bool tri_worker_parked(const struct tri_worker *w);
 
 /* control.c; p->lock held */
 int tri_control_open(struct tri_pool *p, const struct tri_pool_inside *in);

@@ -18,6 +18,10 @@
  * S2 is also left out when R, the workers that are ready, has more members awake than there are
  * other tasks in flight: each of those holds at most one worker, so at least one is searching and
  * has not come to W1 yet; its W2 will see S1.  That is the usual case of one task after the other.
+ * A worker is parked (its id is one of the last ctl->parked) when a caller works in its place.  To
+ * it the queue is empty, and it is not woken.  It may have been counted on before it was parked:
+ * so it looks at the queue once more after W1 and, if there is something, wakes another.  Who is
+ * let out again is told by tri_helper_end, whose store comes before its look at the queue.
  * A worker killed with its bit set in P or M would hold wake-ups back: the warden clears the bits,
  * then tells the owner, whose repair wakes one.  A waker killed between taking a sleeper's bit and
  * ringing its bell would leave a sleeper whom nobody sees any more: so after a death the warden
@@ -56,6 +60,8 @@
 
 #define WARDEN_LOOK_NS 200000000
 #define LAZY_NS 1000000
+#define NAP_NS 1000000
+#define TINY_NS 4000
 #define LAZY_ABOVE 64
 #define SPIN_PAYS_FACTOR 3 /* spin when waits of late took less than this times the spin */
 
@@ -83,9 +89,22 @@ static bool mask_any(_Atomic uint64_t *m, uint32_t words)
 
 /* ------------------------------------------------------------------ workers */
 
+/* How many workers, the first ones, may take tasks. */
+static uint32_t unparked(const struct tri_view *v)
+{
+    uint32_t n = tri_load_sc(&v->ctl->parked);
+
+    return n < v->nworkers ? v->nworkers - n : 1; /* whatever the word says, one works */
+}
+
+bool tri_worker_parked(const struct tri_worker *w)
+{
+    return w->id >= unparked(&w->view);
+}
+
 bool tri_wake_worker(const struct tri_view *v)
 {
-    uint32_t words = mask_words(v);
+    uint32_t words = mask_words(v), awake = unparked(v);
 
     if (mask_any(v->ctl->spinners, words))
         return false;
@@ -96,11 +115,11 @@ bool tri_wake_worker(const struct tri_view *v)
             uint64_t bit = m & -m; /* the lowest: few workers stay warm when few are needed */
             uint32_t w = i * 64 + (uint32_t)__builtin_ctzll(m);
 
+            if (w >= awake)
+                return false;
             if (!(tri_and_sc(&v->ctl->sleepers[i], ~bit) & bit))
                 continue;
             CP(wake_taken);
-            if (w >= v->nworkers)
-                continue;
             tri_store_rel(&v->worker[w].bell, 1);
             tri_futex_wake(&v->worker[w].bell, 1);
             return true;
@@ -154,7 +173,7 @@ static bool worker_spins(struct tri_worker *w, int64_t *took)
     CP(spin_declared);
     for (uint32_t i = 1;; i++) {
         found = tri_queue_ready(v) || tri_load_rlx(&c->closing);
-        if (found)
+        if (found || tri_worker_parked(w))
             break;
         tri_pause();
         /* The clock is read only when the search is not a short one: it costs 20 ns a look. */
@@ -180,20 +199,76 @@ void tri_worker_rest(struct tri_worker *w)
     int64_t start, spun = 0;
     uint64_t bit = 1ull << (w->id & 63);
 
-    if (w->idle_avg_ns < SPIN_PAYS_FACTOR * c->spin_ns && worker_spins(w, &spun)) {
+    if (w->idle_avg_ns < SPIN_PAYS_FACTOR * c->spin_ns && !tri_worker_parked(w) &&
+        worker_spins(w, &spun)) {
         average(&w->idle_avg_ns, spun);
         return;
     }
     start = tri_now_ns() - spun;
     tri_or_sc(&c->sleepers[w->id / 64], bit); /* W1 */
     CP(sleep_declared);
-    while (!tri_queue_ready(v) && !tri_load_sc(&c->closing) && /* W2 */
-           tri_load_acq(&line->bell) == 0)
+    if (tri_worker_parked(w) && tri_queue_ready(v))
+        tri_wake_worker(v);
+    while ((!tri_queue_ready(v) || tri_worker_parked(w)) && /* W2 */
+           !tri_load_sc(&c->closing) && tri_load_acq(&line->bell) == 0)
         tri_futex_wait(&line->bell, 0, -1);     /* W3 */
     tri_and_sc(&c->sleepers[w->id / 64], ~bit); /* W4 */
     CP(sleep_undeclared);
     tri_store_rlx(&line->bell, 0);
     average(&w->idle_avg_ns, tri_now_ns() - start);
+}
+
+static void park(struct tri_pool *p)
+{
+    uint32_t workers = p->view.nworkers, cpus = p->view.ctl->cpus, all = workers + p->helpers;
+    uint32_t many = all > cpus ? all - cpus : 0;
+
+    tri_store_sc(&p->view.ctl->parked, many < p->helpers ? many : p->helpers);
+    if (tri_queue_ready(&p->view))
+        tri_wake_worker(&p->view);
+}
+
+void tri_helper_begin(struct tri_pool *p)
+{
+    pthread_mutex_lock(&p->lock);
+    p->helpers++;
+    park(p);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void tri_helper_end(struct tri_pool *p)
+{
+    pthread_mutex_lock(&p->lock);
+    p->helpers--;
+    park(p);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/*
+ * A stream of tasks of a microsecond each, while the owner runs too: one worker more than there
+ * are CPUs for it makes the stream slower, not faster.  It takes the queue's cache lines from one
+ * that works, and its CPU from the owner who feeds them.  Such a worker naps.  It stays out of the
+ * mask of sleepers, like one whom the kernel has not let run for a while, so nothing changes for
+ * those who wake; what it costs a task that nobody else can take is NAP_NS at most.
+ */
+void tri_worker_make_room(struct tri_worker *w)
+{
+    const struct tri_ctl *c = w->view.ctl;
+    uint32_t others = 0, enough = c->cpus > 2 ? c->cpus - 1 : 1;
+    int64_t now = tri_now_ns(), took = now - w->looked_ns;
+
+    w->looked_ns = now;
+    if (took > TRI_ROOM_EVERY * TINY_NS || tri_load_rlx(&c->want) != TRI_WANT_NONE)
+        return;
+    for (uint32_t i = 0; i <= w->id / 64; i++) {
+        uint64_t m = tri_load_rlx(&c->ready[i]) & ~tri_load_rlx(&c->sleepers[i]);
+
+        if (i == w->id / 64)
+            m &= (1ull << (w->id & 63)) - 1;
+        others += (uint32_t)__builtin_popcountll(m);
+    }
+    if (others >= enough)
+        tri_futex_wait(&w->view.worker[w->id].bell, 0, NAP_NS);
 }
 
 /* ------------------------------------------------------------------ the owner */

@@ -357,7 +357,7 @@ void tri_worker_loop(struct tri_worker *w)
     for (;;) {
         bool rested = false;
 
-        while (!tri_queue_claim(v, w->id, w->gen, &idx, &w->word)) {
+        while (tri_worker_parked(w) || !tri_queue_claim(v, w->id, w->gen, &idx, &w->word)) {
             if (tri_load_acq(&v->ctl->closing)) {
                 /* What was appended before closing was set can be seen only now. */
                 if (tri_queue_claim(v, w->id, w->gen, &idx, &w->word))
@@ -381,6 +381,8 @@ void tri_worker_loop(struct tri_worker *w)
             tri_wake_worker(v);
         run(w, idx);
         tri_store_rlx(&line->tasks, ++w->tasks);
+        if (w->process && w->tasks % TRI_ROOM_EVERY == 0)
+            tri_worker_make_room(w);
         if (w->process && (w->retire || (v->ctl->max_tasks && w->tasks >= v->ctl->max_tasks))) {
             tri_and_sc(&v->ctl->ready[w->id / 64], ~(1ull << (w->id & 63)));
             if (w->hooks->end)

@@ -26,6 +26,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -144,6 +145,8 @@ struct tri_seqr {
     Py_ssize_t n, i;     /* items in all, items read */
     int64_t start, step; /* of a range */
     int form;
+    bool reuse;
+    PyObject *spare; /* the last int given out, when it may be written over */
     struct tri_dec d;
 };
 
@@ -167,6 +170,12 @@ Py_ssize_t tri_seqr_len(const struct tri_seqr *r);
  *         after an error the reader can only be cleared.
  */
 PyObject *tri_seqr_next(struct tri_seqr *r);
+
+/*
+ * From now on an int that the caller has dropped when it asks for the next one may be the same
+ * object with another value.  For who drops most items at once.
+ */
+void tri_seqr_reuse(struct tri_seqr *r);
 
 /*
  * Drop what the reader remembers.  The last item and any error do so themselves, so this is

@@ -141,6 +141,8 @@ PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObjec
 /* Put the arguments of one call into a slot. */
 int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_ssize_t n,
                PyObject *kwargs);
+/* Items [first, first + n) of a range, as tri_encode_range. */
+int range_encode(struct tri_buf *b, PyObject *range, Py_ssize_t first, Py_ssize_t n);
 /* Put items [first, first + n) into a slot: of a list or tuple, or of a range. */
 int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t first,
                 Py_ssize_t n);
@@ -176,6 +178,7 @@ typedef struct FutureObject {
     uint32_t slot;
     uint8_t phase; /* enum future_phase */
     bool watched, announced;
+    bool attributes; /* some were set from outside */
     PyObject *value; /* result, or exception */
     PyObject *held;  /* (function, args, kwargs) of a thread's task, or the function */
     FnObject *fn;

@@ -2,9 +2,10 @@
 /*
  * job.c - type Job: one function over many items.
  *
- * Items travel in chunks, each one task.  A job keeps a window of chunks in flight, a little more
- * than two per worker, so that a worker never waits for the owner to come by; results are decoded
- * while the workers compute the next ones.
+ * Items travel in chunks, each one task.  A job keeps a window of chunks in flight, so that a worker
+ * never waits for the owner to come by; results are decoded while the workers compute the next
+ * ones.  Two chunks per worker do when each takes long.  Where they are short and small, it is
+ * WINDOW_MANY: the owner shares a CPU with a worker, and may not get it back for milliseconds.
  *
  * Chunk sizes are measured, not asked for: the first chunks hold one item; then a chunk aims at
  * CHUNK_NS of work by what the items so far took, grows at most eightfold at a time, and takes at
@@ -25,6 +26,10 @@
 #define CHUNK_NS 500000
 #define CHUNK_LEAST_NS 20000
 #define CHUNK_MAX 16384
+#define WINDOW_FEW 2   /* chunks in flight per worker */
+#define WINDOW_MANY 24 /* of at most SMALL_BYTES each way and CHUNK_NS or so */
+#define SMALL_BYTES (256 << 10)
+#define BEHIND 4 /* chunks found ended at one look: the owner does not keep up */
 
 enum mode { J_MAP = 0, J_ORDERED = 1, J_UNORDERED = 2, J_ASYNC = 3 };
 
@@ -56,9 +61,10 @@ typedef struct JobObject {
     PyObject *on_done;  /* called once: a background job has ended, an iterator is exhausted */
     struct options opt;
     enum mode mode;
-    bool star, caller, exhausted, watched, stopped;
-    Py_ssize_t n, next, chunk, window, in_flight, done_items, last_size;
-    double item_ns;
+    bool star, caller, helping, exhausted, watched, stopped;
+    Py_ssize_t n, next, chunk, in_flight, done_items, last_size;
+    double item_ns, most_ns; /* most_ns: of a whole chunk */
+    uint64_t most_bytes;     /* of a chunk's arguments or results */
     struct chunk *head, **tail;        /* sent, not yet given out */
     struct chunk *ready, **ready_tail; /* ended, not yet given out; not kept by J_ORDERED */
     PyThread_type_lock turn;           /* held by the thread inside next() */
@@ -103,6 +109,10 @@ static void chunk_ended(struct tri_user *u, struct tri_pool *p, struct tri_done 
     (void)p;
     c->done = *d;
     j->in_flight--;
+    if (d->res_len > j->most_bytes)
+        j->most_bytes = d->res_len;
+    if ((double)d->exec_ns > j->most_ns)
+        j->most_ns = (double)d->exec_ns;
     if (d->exec_ns > 0 && c->n > 0) {
         double ns = (double)d->exec_ns / (double)c->n;
 
@@ -303,6 +313,8 @@ static int send_chunk(JobObject *j)
         tri_task_drop(p, slot);
         return set_aside(j, c);
     }
+    if (!j->pool->threads && p->view.slot[slot].arg_len > j->most_bytes)
+        j->most_bytes = p->view.slot[slot].arg_len;
     Py_INCREF(j);
     err = pool_push(j->pool, slot, &j->opt, c, &c->ticket);
     if (err) {
@@ -318,12 +330,27 @@ static int send_chunk(JobObject *j)
     return 1;
 }
 
+/* How many chunks may be in flight. */
+static Py_ssize_t window(const JobObject *j)
+{
+    Py_ssize_t workers = (Py_ssize_t)j->pool->core->p->view.nworkers;
+
+    if (j->mode == J_ASYNC)
+        return PY_SSIZE_T_MAX;
+    /* An iterator's input is pulled no further ahead than it must; a caller who works takes what
+     * is not sent. */
+    if (j->mode != J_MAP || j->caller || j->most_ns <= 0 || j->most_ns > 4.0 * CHUNK_NS ||
+        j->most_bytes > SMALL_BYTES)
+        return WINDOW_FEW * workers + 2;
+    return WINDOW_MANY * workers + 2;
+}
+
 /* Keep the window full. */
 static int send_some(JobObject *j, Py_ssize_t waiting)
 {
     int sent = 1;
 
-    while (sent > 0 && !j->stopped && j->in_flight + waiting < j->window)
+    while (sent > 0 && !j->stopped && j->in_flight + waiting < window(j))
         sent = send_chunk(j);
     return sent < 0 ? -1 : 0;
 }
@@ -456,31 +483,77 @@ static int collect(JobObject *j)
     return n;
 }
 
+/*
+ * The owner works, so a worker may have to make room (tri_helper_begin): when it computes items
+ * itself, and when results come faster than it reads them, since then it is what all wait for.
+ */
+static void start_helping(JobObject *j)
+{
+    if (!j->helping)
+        tri_helper_begin(j->pool->core->p);
+    j->helping = true;
+}
+
+static void stop_helping(JobObject *j)
+{
+    if (j->helping)
+        tri_helper_end(j->pool->core->p);
+    j->helping = false;
+}
+
 /* The caller's own share of a map. */
 static int work_here(JobObject *j)
 {
     Py_ssize_t n = next_size(j), first = j->next;
     int64_t start = tri_now_ns();
+    bool list = PyList_CheckExact(j->seq), ints = false;
+    struct tri_seqr range;
+    uint8_t room[32];
+    struct tri_buf b;
+    Py_ssize_t i;
 
+    start_helping(j);
     j->next += n;
     j->last_size = n;
-    for (Py_ssize_t i = first; i < first + n; i++) {
-        PyObject *item = PySequence_GetItem(j->seq, i), *r = NULL;
+    if (PyRange_Check(j->seq)) {
+        int err;
 
+        tri_buf_init(&b, room, sizeof room);
+        err = range_encode(&b, j->seq, first, n);
+        if (err == TRI_ENC_OK)
+            err = tri_seqr_init(&range, b.p, b.len);
+        if (err < 0)
+            return -1;
+        ints = err == 0;
+        if (ints)
+            tri_seqr_reuse(&range);
+    }
+    for (i = first; i < first + n; i++) {
+        PyObject *item, *r = NULL;
+
+        if (ints)
+            item = tri_seqr_next(&range);
+        else if (list && i < PyList_GET_SIZE(j->seq)) /* the function may have shortened it */
+            item = Py_NewRef(PyList_GET_ITEM(j->seq, i));
+        else
+            item = PySequence_GetItem(j->seq, i);
         if (item)
             r = call_here(j->pool->st, j->callable, item, j->star);
         Py_XDECREF(item);
         if (!r)
-            return -1;
+            break;
         PyList_SET_ITEM(j->results, i, r);
     }
+    if (ints)
+        tri_seqr_clear(&range);
+    if (i < first + n)
+        return -1;
     if (j->item_ns <= 0)
         j->item_ns = (double)(tri_now_ns() - start) / (double)n;
     return report(j, n);
 }
 
-/* Run a map to its end: 0, 1 timed out, -1 exception.  Whatever ends it stops it. */
-static int run_map(JobObject *j, int64_t timeout_ns)
+static int run_map_steps(JobObject *j, int64_t timeout_ns)
 {
     int64_t until = timeout_ns > 0 ? tri_now_ns() + timeout_ns : 0, left = timeout_ns;
 
@@ -494,6 +567,8 @@ static int run_map(JobObject *j, int64_t timeout_ns)
         if (send_some(j, 0) < 0)
             goto failed;
         moved = pool_pump(j->pool);
+        if (moved >= BEHIND)
+            start_helping(j);
         if (moved >= 0) {
             int got = collect(j);
 
@@ -508,6 +583,7 @@ static int run_map(JobObject *j, int64_t timeout_ns)
                 goto failed;
             continue;
         }
+        stop_helping(j);
         if (timeout_ns > 0 && (left = until - tri_now_ns()) <= 0)
             left = 0;
         moved = pool_wait(j->pool, key, j->head && !j->head->ended ? j->head->slot : TRI_ANY_SLOT,
@@ -522,6 +598,15 @@ failed:
     fetch_error(&j->error);
     stop(j);
     return -1;
+}
+
+/* Run a map to its end: 0, 1 timed out, -1 exception.  Whatever ends it stops it. */
+static int run_map(JobObject *j, int64_t timeout_ns)
+{
+    int err = run_map_steps(j, timeout_ns);
+
+    stop_helping(j);
+    return err;
 }
 
 /* ------------------------------------------------------------------ methods */
@@ -879,7 +964,6 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
         j->iter = PyObject_GetIter(items);
     if ((mode == J_MAP || mode == J_ASYNC) && n >= 0)
         j->results = PyList_New(n);
-    j->window = mode == J_ASYNC ? PY_SSIZE_T_MAX : 2 * (Py_ssize_t)pool->core->p->view.nworkers + 2;
     if (!pool->threads)
         j->fn = pool_function(pool, fn, true);
     if ((n < 0 && !j->iter) || (!pool->threads && !j->fn) ||

@@ -248,12 +248,25 @@ static void run_call(struct tri_worker *w, struct local *l, struct tri_slot *s, 
 
 /* ------------------------------------------------------------------ a chunk of a map */
 
+/* As PyObject_CallOneArg, without its second look at what came back. */
+static inline PyObject *call_one(PyObject *fn, PyObject *item)
+{
+    PyObject *args[2] = {NULL, item}; /* the first is room for a bound method's self */
+    PyTypeObject *type = Py_TYPE(fn);
+    vectorcallfunc call = NULL;
+
+    if (type->tp_flags & Py_TPFLAGS_HAVE_VECTORCALL)
+        memcpy(&call, (char *)fn + type->tp_vectorcall_offset, sizeof call);
+    return call ? call(fn, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+                : PyObject_CallOneArg(fn, item);
+}
+
 static PyObject *call_item(PyObject *fn, PyObject *item, bool star)
 {
     PyObject *args, *r;
 
     if (!star)
-        return PyObject_CallOneArg(fn, item);
+        return call_one(fn, item);
     args = PySequence_Tuple(item);
     if (!args)
         return NULL;
@@ -378,6 +391,8 @@ static void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s,
         err = tri_seqr_init(&in, arg_bytes(w, s), s->arg_len);
         if (!err && tri_seqr_len(&in) != n)
             err = -2;
+        if (!err)
+            tri_seqr_reuse(&in);
     }
     for (; i < n && !err; i++) {
         PyObject *item, *r;
@@ -500,7 +515,7 @@ PyObject *call_here(struct state *st, PyObject *fn, PyObject *item, bool star)
 
     if (!star) {
         if ((PyObject *)Py_TYPE(item) != st->shared_type)
-            return PyObject_CallOneArg(fn, item);
+            return call_one(fn, item);
         here = PyObject_GetAttrString(item, "value");
         r = here ? PyObject_CallOneArg(fn, here) : NULL;
         Py_XDECREF(here);

@@ -12,6 +12,7 @@
  */
 #include <sys/mman.h>
 
+#include "base/copy.h"
 #include "ext.h"
 
 #define COPY_BELOW (64u << 10) /* results smaller than this do not pin a block */
@@ -68,7 +69,7 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
         memcpy(p + 16 + 8 * i, &n, 8);
         at = up64(at);
         if (n >= 1u << 20) {
-            Py_BEGIN_ALLOW_THREADS memcpy(p + at, b->buf, n);
+            Py_BEGIN_ALLOW_THREADS tri_copy(p + at, b->buf, n);
             Py_END_ALLOW_THREADS
         } else {
             memcpy(p + at, b->buf, n);
@@ -233,22 +234,28 @@ int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_s
     return err;
 }
 
-static int range_write(PoolObject *pool, struct tri_slot *s, PyObject *range, Py_ssize_t first,
-                       Py_ssize_t n)
+int range_encode(struct tri_buf *b, PyObject *range, Py_ssize_t first, Py_ssize_t n)
 {
-    struct tri_buf b;
     PyObject *start = PySequence_GetItem(range, first);
     PyObject *step = start ? PyObject_GetAttrString(range, "step") : NULL;
     int err = -1;
 
-    if (step) {
-        tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
-        err = tri_encode_range(&b, start, step, n);
-        err = err == TRI_ENC_OK ? args_place(pool, s, &b) : err;
-    }
+    if (step)
+        err = tri_encode_range(b, start, step, n);
     Py_XDECREF(start);
     Py_XDECREF(step);
     return err;
+}
+
+static int range_write(PoolObject *pool, struct tri_slot *s, PyObject *range, Py_ssize_t first,
+                       Py_ssize_t n)
+{
+    struct tri_buf b;
+    int err;
+
+    tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
+    err = range_encode(&b, range, first, n);
+    return err == TRI_ENC_OK ? args_place(pool, s, &b) : err;
 }
 
 int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t first, Py_ssize_t n)
