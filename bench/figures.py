@@ -133,7 +133,7 @@ def arrays(system: System, quick: bool) -> Numbers:
     opened(system)
     count, length = (8, 1 << 17) if quick else (40, 1_000_000)
     gigabytes = count * length * 8 / 1e9
-    sums, same, shared, put = [], [], [], []
+    sums, same, shared, fresh, put = [], [], [], [], []
     for r in range(4):
         # New arrays each time: some systems remember those they have sent.
         data = [np.arange(length, dtype=np.float64) + (r * count + i) for i in range(count)]
@@ -148,9 +148,11 @@ def arrays(system: System, quick: bool) -> Numbers:
         try:
             t, references = timed(list, map(system.share, data))
             put.append(gigabytes / t)
-            t, got = timed(system.map, array_sum, references)
-            shared.append(gigabytes / t)
-            check(got == expected, "sums of shared arrays")
+            # Shared once, used often: the first use maps the memory into each worker.
+            for rates in (fresh, shared):
+                t, got = timed(system.map, array_sum, references)
+                rates.append(gigabytes / t)
+                check(got == expected, "sums of shared arrays")
             del references
         except Unsupported:
             pass
@@ -160,6 +162,7 @@ def arrays(system: System, quick: bool) -> Numbers:
            "first_arrays_gb_per_s": same[0]}
     if shared:
         out |= {"shared_gb_per_s": statistics.median(shared[1:]),
+                "fresh_shared_gb_per_s": statistics.median(fresh[1:]),
                 "put_gb_per_s": statistics.median(put[1:])}
     return out
 
@@ -302,7 +305,10 @@ FIGURES = (
             at_least("arrays_gb_per_s", of("threads", "arrays_gb_per_s", 0.7))),
         Bar("40 shared arrays of 8 MB to sums", "shared_gb_per_s", "GB/s",
             ">= 1/1.2 of threads' sums",
-            at_least("shared_gb_per_s", of("threads", "sums_gb_per_s", 1 / 1.2))))),
+            at_least("shared_gb_per_s", of("threads", "sums_gb_per_s", 1 / 1.2))),
+        Bar("the same, when the workers meet them for the first time", "fresh_shared_gb_per_s",
+            "GB/s", ">= 0.4 of threads' sums",
+            at_least("fresh_shared_gb_per_s", of("threads", "sums_gb_per_s", 0.4))))),
     Figure("startup", startup, ("trireme", "trireme fork", "trireme spawn", *STARTS), (
         Bar("open pool, first result, warm warden", "again_ms", "ms", "<= Pool fork",
             at_most("again_ms", of("Pool fork", "again_ms"))),

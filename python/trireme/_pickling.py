@@ -252,6 +252,23 @@ def _wanted_module(fn: types.FunctionType) -> str | None:
     return None
 
 
+def expects_code() -> bool:
+    """Will functions or classes probably travel by value?  Then workers need cloudpickle at once.
+
+    So it is where there is no file to import them from, as in a notebook, and where the main
+    program defines some.  Not by a main() alone: that is no task.
+    """
+    main = sys.modules.get("__main__")
+    if not hasattr(main, "__file__"):
+        return True
+    return any(
+        isinstance(value, (types.FunctionType, type))
+        and value.__module__ == "__main__"
+        and name != "main"
+        for name, value in list(vars(main).items())
+    )
+
+
 def _namespace_key(namespace: dict[str, Any]) -> str | None:
     """The module whose globals *namespace* is, or None for a dictionary made for exec()."""
     name = namespace.get("__name__")

@@ -226,6 +226,12 @@ class Pool(_core.PoolBase):
         # What every worker needs is imported before the fork, once, not in each of them.
         from . import _errors, _losses, _worker  # noqa: F401  (_limits is here already)
 
+        if _pickling.expects_code():
+            try:
+                import cloudpickle  # noqa: F401
+            except ImportError:
+                pass  # said when a function needs it
+
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()

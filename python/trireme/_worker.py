@@ -14,6 +14,7 @@ the file descriptor that was there before.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -402,6 +403,9 @@ def begin(info: dict[str, Any]) -> None:
 
     Raises what the initializer raises.
     """
+    # What is there now is the parent's too, page by page.  A collection that walks over it would
+    # write to each of its pages, and so make each worker keep a copy.
+    gc.freeze()
     send = info.get("output") if info.get("forward", True) else None
     path = info.get("path")
     if path is not None:

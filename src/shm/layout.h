@@ -215,9 +215,9 @@ struct tri_ctl {
     alignas(TRI_LINE) _Atomic uint32_t closing; /* owner: 1 = leave when the queue is empty */
     _Atomic uint32_t lanes_used;                /* owner: bit per lane ever used */
     _Atomic uint32_t parked; /* owner: the last this many workers take no tasks just now */
-    alignas(TRI_LINE) _Atomic uint32_t bell;    /* event count; anybody adds 1 to wake the owner */
-    alignas(TRI_LINE) _Atomic uint32_t want;    /* owner sets; the waker takes it by CAS to NONE */
-    alignas(TRI_LINE) _Atomic uint32_t deaths;  /* warden adds 1 per message it sent */
+    alignas(TRI_LINE) _Atomic uint32_t bell;   /* event count; anybody adds 1 to wake the owner */
+    alignas(TRI_LINE) _Atomic uint32_t want;   /* owner sets; the waker takes it by CAS to NONE */
+    alignas(TRI_LINE) _Atomic uint32_t deaths; /* warden adds 1 per message it sent */
     alignas(TRI_LINE) _Atomic uint64_t sleepers[TRI_MASK_WORDS]; /* bit set by the worker */
     alignas(TRI_LINE) _Atomic uint64_t spinners[TRI_MASK_WORDS]; /* bit set by the worker */
     alignas(TRI_LINE) _Atomic uint64_t ready[TRI_MASK_WORDS];    /* bit set when it takes tasks */

@@ -2,10 +2,10 @@
 /*
  * job.c - type Job: one function over many items.
  *
- * Items travel in chunks, each one task.  A job keeps a window of chunks in flight, so that a worker
- * never waits for the owner to come by; results are decoded while the workers compute the next
- * ones.  Two chunks per worker do when each takes long.  Where they are short and small, it is
- * WINDOW_MANY: the owner shares a CPU with a worker, and may not get it back for milliseconds.
+ * Items travel in chunks, each one task.  A job keeps a window of chunks in flight, so that a
+ * worker never waits for the owner to come by; results are decoded while the workers compute the
+ * next ones.  Two chunks per worker do when each takes long.  Where they are short and small, it
+ * is WINDOW_MANY: the owner shares a CPU with a worker, and may not get it back for milliseconds.
  *
  * Chunk sizes are measured, not asked for: the first chunks hold one item; then a chunk aims at
  * CHUNK_NS of work by what the items so far took, grows at most eightfold at a time, and takes at
@@ -63,8 +63,8 @@ typedef struct JobObject {
     enum mode mode;
     bool star, caller, helping, exhausted, watched, stopped;
     Py_ssize_t n, next, chunk, in_flight, done_items, last_size;
-    double item_ns, most_ns; /* most_ns: of a whole chunk */
-    uint64_t most_bytes;     /* of a chunk's arguments or results */
+    double item_ns, most_ns;           /* most_ns: of a whole chunk */
+    uint64_t most_bytes;               /* of a chunk's arguments or results */
     struct chunk *head, **tail;        /* sent, not yet given out */
     struct chunk *ready, **ready_tail; /* ended, not yet given out; not kept by J_ORDERED */
     PyThread_type_lock turn;           /* held by the thread inside next() */
