@@ -48,7 +48,8 @@ fs = [pool.submit(nap, 1) for _ in range(9)]; print('ready', flush=True); cf.wai
     "without a block": "print('ready', flush=True); pool.map(nap, [1] * 50)",
     "join": "fs = [pool.submit(nap, 1)]; pool.close(); print('ready', flush=True); pool.join()",
     "default pool": "tri.map(abs, [1]); print('ready', flush=True); tri.map(nap, [1] * 50)",
-    "progress": "with pool: print('ready', flush=True); pool.map(nap, [1] * 9, progress=True)",
+    "progress": """import tqdm.auto; tqdm.auto.tqdm.get_lock()  # imports more when first asked for
+with pool: print('ready', flush=True); pool.map(nap, [1] * 9, progress=True)""",
 }
 
 
