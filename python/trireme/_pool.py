@@ -150,6 +150,9 @@ class Pool(_core.PoolBase):
         self._joined = False
         setup = b""
         prepare: Callable[[], object] | None = None
+        shares = sys.modules.get("trireme._share")
+        if initializer is not None and shares is not None and shares.Shared._live:
+            initializer, initargs = shares.call, (initializer, tuple(initargs))
         if kind == "process":
             setup = self._setup(workers, start, initializer, tuple(initargs), threads_per_worker)
         elif initializer is not None:

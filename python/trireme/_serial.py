@@ -22,8 +22,9 @@ class SerialFuture(_StdFuture):  # type: ignore[type-arg]
         return asyncio.wrap_future(self).__await__()
 
 
-def _here(value: Any) -> Any:
-    return value.value if isinstance(value, _share.Shared) else value
+def _arguments(args: Any) -> Any:
+    args = _share.reveal(args)
+    return args if type(args) in (tuple, list) else _share.reveal(tuple(args))
 
 
 def _check_callable(fn: Any) -> None:
@@ -120,7 +121,7 @@ class SerialPool:
         self._calls = 0
         self._failed = 0
         if initializer is not None:
-            initializer(*initargs)
+            _share.call(initializer, initargs)
 
     def _check(self) -> None:
         if self._closed:
@@ -129,7 +130,7 @@ class SerialPool:
     def _call(self, fn: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> Any:
         self._calls += 1
         try:
-            return fn(*map(_here, args), **{name: _here(v) for name, v in kwargs.items()})
+            return _share.reveal_function(fn)(*_arguments(args), **_share.reveal(kwargs))
         except BaseException:
             self._failed += 1
             raise

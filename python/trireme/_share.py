@@ -6,7 +6,12 @@ arrays in it are read in place by every worker.  What travels with a task is a f
 worker opens the memory when it meets the object for the first time and remembers it until the
 owner has let go.  Nothing has a name: a worker reaches the memory through the owner's descriptor.
 
-    layout: 16 bytes, the first of which turns 1 when the owner lets go
+A task gets the object where the handle is an argument, or lies in a tuple, list or dict that is
+one.  That is not the unpickling's work, which could not tell an argument from an attribute, but of
+whoever calls the function (_core/run.c, and reveal() here): so the rule holds where nothing is
+pickled, too.
+
+    layout: 8 bytes, the first of which turns 1 when the owner lets go; u64 number of the object
             u64 length of the pickle, u64 number of buffers, u64 length of each
             the pickle; each buffer at a multiple of 64
 """
@@ -15,16 +20,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import mmap
+import operator
 import os
 import struct
 import sys
+import weakref
 
 from . import _core, _pickling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import Any, ClassVar
 
 _HEADER = 16
 _SEAL, _SHRINK, _GROW = 1, 2, 4
@@ -33,9 +42,11 @@ _MADV_POPULATE_READ = 22
 # may want a corner only.
 _POPULATE_MAX = 32 << 20
 
-# Objects seen in this process, by (owner's pid, number): (value, mapping).
-_known: dict[tuple[int, int], tuple[Any, mmap.mmap]] = {}
-_count = 0
+# By (owner's pid, number): handles made here, or in a process that this one is a fork of, and those
+# that came from elsewhere.
+_made: weakref.WeakValueDictionary[tuple[int, int], Shared] = weakref.WeakValueDictionary()
+_known: dict[tuple[int, int], Shared] = {}
+_count = itertools.count(1)
 
 
 def _up64(n: int) -> int:
@@ -58,9 +69,9 @@ def _load(memory: mmap.mmap) -> Any:
     return _pickling.loads(data, buffers)
 
 
-def _store(obj: Any) -> tuple[int, mmap.mmap]:
+def _store(obj: Any, number: int) -> tuple[int, mmap.mmap]:
     data, buffers = _pickling.dumps(obj, "shared object")
-    head = struct.pack(f"={_HEADER}xQQ", len(data), len(buffers))
+    head = struct.pack("=8xQQQ", number, len(data), len(buffers))
     head += struct.pack(f"={len(buffers)}Q", *(b.nbytes for b in buffers))
     size = len(head) + len(data)
     for b in buffers:
@@ -93,52 +104,76 @@ def _write(fd: int, data: Any, at: int) -> int:
 
 
 def _forget_retired() -> None:
-    for key, (_, memory) in list(_known.items()):
-        if key[0] != os.getpid() and memory[0]:
-            del _known[key]
+    for key, handle in list(_known.items()):
+        if handle._memory[0]:
+            _known.pop(key, None)
 
 
-def _resolve(pid: int, number: int, fd: int) -> Any:
-    """In whatever process a task meets the object: the object, in place."""
-    found = _known.get((pid, number))
-    if found is not None and not (found[1][0] and pid != os.getpid()):
-        return found[0]
-    _forget_retired()
+def _open(pid: int, number: int, fd: int) -> mmap.mmap:
+    """The memory behind another process's descriptor.  Raises if it is not that object's now."""
+    path = f"/proc/{pid}/fd/{fd}"
     try:
-        here = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as exc:
+        if not os.readlink(path).startswith("/memfd:trireme-share"):
+            raise FileNotFoundError(path)
+        here = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = mmap.mmap(here, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(here)
+        if memory[0] or struct.unpack_from("=Q", memory, 8) != (number,):
+            raise FileNotFoundError(path)
+    except (OSError, ValueError) as exc:
         raise RuntimeError(
             f"a shared object of process {pid} is gone: keep the Shared alive while tasks use it"
         ) from exc
-    try:
-        memory = mmap.mmap(here, 0, mmap.MAP_SHARED, mmap.PROT_READ)
-    finally:
-        os.close(here)
+    return memory
+
+
+def _resolve(pid: int, number: int, fd: int) -> Shared:
+    """In whatever process a handle is unpickled: the handle there."""
+    key = pid, number
+    handle = _made.get(key) or _known.get(key)
+    if handle is not None and (pid == os.getpid() or not handle._memory[0]):
+        return handle
+    _forget_retired()
+    memory = _open(pid, number, fd)
     if len(memory) <= _POPULATE_MAX:
         with contextlib.suppress(OSError, ValueError):  # Linux before 5.14
             memory.madvise(_MADV_POPULATE_READ)
-    value = _load(memory)
-    _known[pid, number] = value, memory
-    return value
+    handle = Shared.__new__(Shared)
+    handle._set(key, fd, memory)
+    _known[key] = handle
+    return handle
 
 
 class Shared:
     """A handle on an object in shared memory; made by :func:`share`.
 
-    Passed to a task, alone or inside other arguments, it arrives as the object itself.  Arrays in
-    it are read-only.  ``value`` is the object here.  The memory goes back when the handle and
-    every view are gone; keep the handle while tasks that use it are in flight.
+    Where the handle is an argument of a task, or lies in a tuple, list or dict (of exactly these
+    types, in each other or not) that is one, the task gets the object itself, and a copy of that
+    container.  Anywhere else, as an attribute of an object or captured by a function, it stays a
+    handle, and ``value`` is the object.  That is so in pools of every kind.
+
+    Arrays in the object are read-only.  The memory goes back when the handle and every view are
+    gone; keep the handle while tasks that use it are in flight.
     """
 
     __slots__ = ("__weakref__", "_fd", "_key", "_memory", "value")
 
+    # Of those in this process, by id.  While there is none, nobody looks for one in arguments.
+    _live: ClassVar[dict[int, None]] = {}
+
     def __init__(self, obj: Any) -> None:
-        global _count
-        _count += 1
-        self._fd, self._memory = _store(obj)
-        self._key = (os.getpid(), _count)
-        self.value = _load(self._memory)
-        _known[self._key] = self.value, self._memory
+        key = os.getpid(), next(_count)
+        self._set(key, *_store(obj, key[1]))
+        _made[key] = self
+
+    def _set(self, key: tuple[int, int], fd: int, memory: mmap.mmap) -> None:
+        self._fd = fd  # in the process that made it
+        self._memory = memory
+        self._key = key
+        self._live[id(self)] = None
+        self.value = _load(memory)
 
     @property
     def nbytes(self) -> int:
@@ -149,14 +184,58 @@ class Shared:
         return _resolve, (*self._key, self._fd)
 
     def __del__(self) -> None:
-        if getattr(self, "_key", (0, 0))[0] != os.getpid() or sys.is_finalizing():
+        if sys.is_finalizing():
+            return
+        self._live.pop(id(self), None)
+        if getattr(self, "_key", (0, 0))[0] != os.getpid():
             return
         self._memory[0] = 1
-        _known.pop(self._key, None)
         os.close(self._fd)
 
     def __repr__(self) -> str:
         return f"<trireme.Shared {type(self.value).__name__}, {self.nbytes} bytes>"
+
+
+# How deep containers may lie in each other; the same number is in _core/run.c.
+_DEPTH_MAX = 64
+
+
+def reveal(value: Any) -> Any:
+    """What a task gets for *value*, an argument or a container of them; see :class:`Shared`.
+
+    For calls that C does not make: of a serial pool, and of initializers.
+    """
+    return _search(value, {}, 0) if Shared._live else value
+
+
+def _search(value: Any, seen: dict[int, Any], depth: int) -> Any:
+    kind = type(value)
+    if kind is Shared:
+        return value.value
+    if kind not in (tuple, list, dict) or depth >= _DEPTH_MAX:
+        return value
+    key = id(value)
+    if key in seen:
+        return seen[key]
+    seen[key] = value  # against cycles
+    old = list(value.values() if kind is dict else value)
+    new = [_search(v, seen, depth + 1) for v in old]
+    if any(map(operator.is_not, old, new)):
+        value = seen[key] = dict(zip(value, new, strict=True)) if kind is dict else kind(new)
+    return value
+
+
+def reveal_function(fn: Any) -> Any:
+    """What a functools.partial has already are arguments too; anything else is left alone."""
+    partial = getattr(sys.modules.get("functools"), "partial", None)
+    if not Shared._live or type(fn) is not partial:
+        return fn
+    return partial(fn.func, *reveal(fn.args), **reveal(fn.keywords))
+
+
+def call(fn: Callable[..., Any], args: Iterable[Any]) -> Any:
+    """``fn(*args)``, with objects in the place of their handles."""
+    return reveal_function(fn)(*reveal(tuple(args)))
 
 
 def share(obj: Any) -> Shared:
@@ -164,6 +243,8 @@ def share(obj: Any) -> Shared:
 
     >>> table = tri.share(big_array)
     >>> pool.map(lambda i, t: t[i].sum(), range(100), [table] * 100)
+
+    What it may lie in and still arrive as the object is told at :class:`Shared`.
 
     Raises UnpicklableError when *obj* cannot be pickled, OSError when memory is short.
     """

@@ -4,10 +4,16 @@
 It is started by exec when the first pool with ``start="forkserver"`` or ``"spawn"`` opens, serves
 every later pool of this process, and ends with it.  While it has nothing to do it imports the
 libraries that the owner has imported, so that workers forked later have them already.
+
+A warden that does not answer in time is killed, and with it the process in between if that is what
+is stuck.  Only one that still serves other pools is not: they would lose their workers.  It is
+killed at the end of this program.  It is found in /proc by the socket that it holds; where there
+is no /proc it stays until it moves again, and then leaves.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -26,6 +32,9 @@ _REFUSED = 100  # plus errno: how the process in between says that it could not 
 _main = -1
 _main_pid = 0
 _between = 0
+_served = False  # it has answered once
+_theirs = 0  # the warden's end, by its inode
+_spared: list[int] = []  # the same of wardens that were stuck while they served other pools
 
 
 def folder() -> str | None:
@@ -118,7 +127,9 @@ def _above_two(fd: int) -> int:
 
 
 def _start() -> None:
-    global _main, _main_pid, _between
+    global _main, _main_pid, _between, _served, _theirs
+    if _main_pid != os.getpid():
+        _spared.clear()
     if _main >= 0:
         os.close(_main)  # of the process that we are a fork of
         _main = -1
@@ -133,6 +144,7 @@ def _start() -> None:
         raise RuntimeError("sys.executable is empty: use start='fork'")
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours, theirs = (_above_two(end.detach()) for end in pair)
+    inode = os.fstat(theirs).st_ino
     pidfd = _above_two(_core._pidfd_self())
     base = [executable, *_flags(), "-c"]
     worker = (
@@ -167,6 +179,8 @@ def _start() -> None:
             os.close(pidfd)
     _main = ours
     _main_pid = os.getpid()
+    _served = False
+    _theirs = inode
 
 
 def _serve(
@@ -202,6 +216,12 @@ def started() -> int:
 
     Returns the errno with which that one failed to fork the warden; 0 if it did not.
     """
+    global _served
+    _served = True
+    return _reap_between()
+
+
+def _reap_between() -> int:
     global _between
     if _between and _main_pid == os.getpid():
         pid, _between = _between, 0
@@ -213,9 +233,53 @@ def started() -> int:
     return 0
 
 
+def _stuck() -> bool:
+    """Whether the core has shut the socket down, as it does when the time for an answer is over."""
+    import select
+
+    poll = select.poll()
+    poll.register(_main, 0)
+    return bool(poll.poll(0))
+
+
+def _kill_holders(inode: int) -> None:
+    """Kill the warden that holds the socket end of this inode.  Its workers die with it."""
+    import signal
+
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{entry}/comm") as file:
+                if not file.read().startswith("trireme-warden"):
+                    continue
+            for fd in os.listdir(f"/proc/{entry}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{entry}/fd/{fd}") == f"socket:[{inode}]":
+                        os.kill(int(entry), signal.SIGKILL)
+                        break
+
+
+@atexit.register
+def _kill_spared() -> None:
+    while _spared and _main_pid == os.getpid():
+        with contextlib.suppress(OSError):
+            _kill_holders(_spared.pop())
+
+
+def _serves_others() -> bool:
+    from . import _pool
+
+    return any(p._kind == "process" and p._start != "fork" for p in list(_pool._open_pools))
+
+
 def lost() -> int:
-    """The warden did not answer: the next pool starts another.  Returns what started() does."""
+    """The warden did not answer: the next pool starts another.  Returns what started() does.
+
+    Raises TimeoutError if it was stuck in its own start, where another would be, too.
+    """
     global _main
+    stuck = _main >= 0 and _main_pid == os.getpid() and _stuck()
     if _main >= 0:
         os.close(_main)
     _main = -1
@@ -230,4 +294,12 @@ def lost() -> int:
             time.sleep(0.001)
         else:
             os.kill(_between, signal.SIGKILL)
-    return started()
+    refused = _reap_between()
+    if stuck and _served and _serves_others():
+        _spared.append(_theirs)
+    elif stuck:
+        with contextlib.suppress(OSError):
+            _kill_holders(_theirs)
+        if not refused and not _served:
+            raise TimeoutError("the process that starts workers did not answer in time") from None
+    return refused

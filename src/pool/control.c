@@ -5,11 +5,16 @@
  * A warden is forked twice, so that it is nobody the owner could wait() for: the one in between
  * leaves at once and is reaped by its pid here.  (A program with a SIGCHLD handler of its own may
  * see that one signal; if its handler reaps everything, our waitpid finds nothing and goes on.)
+ *
+ * Both run what a library has registered with pthread_atfork and what a language does after a fork,
+ * and may be stopped, so either may never come to answer.  The one in between is our child; before
+ * it leaves it says who the warden is.  So whoever is stuck when the time is up can be killed.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -38,14 +43,103 @@ static int high_pair(int type, int fd[2])
     return 0;
 }
 
-static int fork_warden(struct tri_pool *p, int pool_fd, int output_fd)
+/* The warden as the one in between named it. */
+struct born {
+    pid_t pid; /* 0: nobody we know */
+    int pidfd; /* -1: the system has none, or no room for one */
+};
+
+/* In the process in between: name the warden to the owner, who waits at the socket's other end. */
+static _Noreturn void announce(int pool_fd, pid_t pid, int err)
+{
+    struct tri_msg m = {.type = TRI_M_BORN, .pid = pid, .err = err};
+    int fd = err ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
+
+    if (fd < 0 || tri_msg_send(pool_fd, &m, &fd, 1) < 0)
+        tri_msg_send(pool_fd, &m, NULL, 0);
+    _exit(0);
+}
+
+/* Is this child of ours still running, or at least not reaped by a handler of the program's? */
+static bool in_between(pid_t pid, bool *ended)
+{
+    siginfo_t si = {0};
+
+    if (waitid(P_PID, (id_t)pid, &si, WEXITED | WNOHANG | WNOWAIT) < 0)
+        return false;
+    *ended = si.si_pid == pid;
+    return true;
+}
+
+static int await_born(struct tri_pool *p, pid_t between, int64_t until, struct born *b)
+{
+    for (;;) {
+        struct pollfd pf = {p->ctl_fd, POLLIN, 0};
+        int64_t left = until - tri_now_ns();
+        bool ended = false, ours = in_between(between, &ended);
+        struct tri_msg m;
+        int fds[2], got;
+
+        /* In slices: another fork of ours may hold a copy of its end, and hide that it died. */
+        if (!ours || ended || left < 0)
+            left = 0;
+        poll(&pf, 1, left > 50000000 ? 50 : (int)(left / 1000000));
+        got = tri_msg_recv(p->ctl_fd, &m, fds, MSG_DONTWAIT);
+        if (got == 1 && fds[1] >= 0)
+            close(fds[1]);
+        if (got == 1 && m.type == TRI_M_BORN) {
+            b->pid = m.pid;
+            b->pidfd = fds[0];
+            return m.err;
+        }
+        if (got == 1 && fds[0] >= 0)
+            close(fds[0]);
+        if (got < 0 || !ours || ended)
+            return TRI_EBROKEN;
+        if (until - tri_now_ns() <= 0)
+            return TRI_ETIMEDOUT;
+    }
+}
+
+/* Without a pidfd its number may be somebody else's by now: its name tells, which it has from
+ * birth. */
+static bool named_warden(pid_t pid)
+{
+    char path[32], name[16] = "";
+    FILE *f;
+
+    snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
+    f = fopen(path, "re");
+    if (!f)
+        return false;
+    if (!fgets(name, sizeof name, f))
+        name[0] = 0;
+    fclose(f);
+    return strncmp(name, "trireme-warden", 14) == 0;
+}
+
+/* Its workers die with it; all are gone, or on their way, when this returns. */
+static void kill_warden(const struct born *b)
+{
+    if (b->pidfd >= 0) {
+        struct pollfd pf = {b->pidfd, POLLIN, 0};
+
+        syscall(SYS_pidfd_send_signal, b->pidfd, SIGKILL, NULL, 0);
+        poll(&pf, 1, 100);
+    } else if (b->pid > 0 && named_warden(b->pid)) {
+        kill(b->pid, SIGKILL);
+    }
+}
+
+/* Returns the pid of the process in between. */
+static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd)
 {
     struct tri_hooks *h = &p->hooks;
     struct tri_warden_start start = {
         .main_fd = -1, .pool_fd = pool_fd, .seg = p->seg, .output_fd = output_fd, .hooks = h};
     char name[16] = "";
     sigset_t all, old;
-    int status = 0, err = 0;
+    int err = 0;
     pid_t pid;
 
     start.owner_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
@@ -61,7 +155,7 @@ static int fork_warden(struct tri_pool *p, int pool_fd, int output_fd)
     if (pid == 0) {
         pid = fork();
         if (pid != 0)
-            _exit(pid < 0 ? errno & 0x7f : 0);
+            announce(pool_fd, pid, pid < 0 ? -errno : 0);
         close(p->ctl_fd);
         if (p->output_fd >= 0)
             close(p->output_fd);
@@ -77,19 +171,24 @@ static int fork_warden(struct tri_pool *p, int pool_fd, int output_fd)
         h->after_fork_parent(h->ctx);
     if (start.owner_pidfd >= 0)
         close(start.owner_pidfd);
-    if (!err) {
-        while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-            ;
-        if (WIFEXITED(status) && WEXITSTATUS(status))
-            err = -WEXITSTATUS(status);
-    }
+    return err ? err : pid;
+}
+
+/* The process in between has done its part, or never will. */
+static int end_between(struct tri_pool *p, pid_t between, int64_t until, struct born *b)
+{
+    int err = await_born(p, between, until, b);
+    bool ended = false;
+
+    if (err && in_between(between, &ended) && !ended)
+        kill(between, SIGKILL);
+    while (waitpid(between, NULL, 0) < 0 && errno == EINTR)
+        ;
     return err;
 }
 
-static int await_opened(struct tri_pool *p)
+static int await_opened(struct tri_pool *p, int64_t until)
 {
-    int64_t until = tri_now_ns() + p->cfg.start_timeout_ns;
-
     for (;;) {
         struct pollfd pf = {p->ctl_fd, POLLIN, 0};
         int64_t left = until - tri_now_ns();
@@ -123,6 +222,10 @@ int tri_control_open(struct tri_pool *p, const struct tri_pool_inside *in)
 {
     struct tri_msg m = {.type = TRI_M_OPEN, .nworkers = p->view.nworkers};
     int ctl[2] = {-1, -1}, out[2] = {-1, -1}, fds[2], err;
+    int64_t until = tri_now_ns() + p->cfg.start_timeout_ns;
+    struct born born = {0, -1};
+    pid_t between = 0;
+    bool shared = in->shared_warden >= 0 && p->seg.fd >= 0;
 
     pthread_mutex_lock(&opening);
     err = high_pair(SOCK_SEQPACKET, ctl);
@@ -144,7 +247,7 @@ int tri_control_open(struct tri_pool *p, const struct tri_pool_inside *in)
     m.max_restarts = in->max_restarts            ? in->max_restarts
                      : 3 * p->view.nworkers > 10 ? 3 * p->view.nworkers
                                                  : 10;
-    if (in->shared_warden >= 0 && p->seg.fd >= 0) {
+    if (shared) {
         struct tri_msg adopt = {.type = TRI_M_ADOPT};
 
         fds[0] = p->seg.fd;
@@ -152,20 +255,28 @@ int tri_control_open(struct tri_pool *p, const struct tri_pool_inside *in)
         err = tri_msg_send(p->ctl_fd, &m, fds, out[1] >= 0 ? 2 : 1);
         if (!err)
             err = tri_msg_send(in->shared_warden, &adopt, &ctl[1], 1);
-        close(ctl[1]);
     } else {
-        err = fork_warden(p, ctl[1], out[1]);
-        close(ctl[1]);
-        if (!err)
-            err = tri_msg_send(p->ctl_fd, &m, NULL, 0);
+        between = fork_twice(p, ctl[1], out[1]);
+        err = between < 0 ? between : 0;
     }
+    close(ctl[1]);
     if (out[1] >= 0)
         close(out[1]);
     pthread_mutex_unlock(&opening);
+    if (between > 0)
+        err = end_between(p, between, until, &born);
+    if (!err && !shared)
+        err = tri_msg_send(p->ctl_fd, &m, NULL, 0);
     if (!err)
-        err = await_opened(p);
+        err = await_opened(p, until);
+    if (err == TRI_ETIMEDOUT && shared)
+        shutdown(in->shared_warden, SHUT_RDWR);
+    /* One that did answer, or is about to, takes all with it when it sees the socket's end. */
+    if (err == TRI_ETIMEDOUT)
+        kill_warden(&born);
+    if (born.pidfd >= 0)
+        close(born.pidfd);
     if (err) {
-        /* The warden, if there is one, sees the end of the socket and takes all with it. */
         shutdown(p->ctl_fd, SHUT_RDWR);
         close(p->ctl_fd);
         if (p->output_fd >= 0)

@@ -116,6 +116,8 @@ static int send_chunk(struct map *m, struct chunk *c)
         if ((m->in_bytes && !a.in_off) || (m->out_bytes && !a.out_off)) {
             if (c->in_off)
                 tri_pool_block_free(p, c->in_off);
+            if (c->out_off)
+                tri_pool_block_free(p, c->out_off);
             tri_task_drop(p, c->slot);
             return -ENOMEM;
         }

@@ -23,7 +23,7 @@ bool tri_msg_ok(const void *bytes, size_t n, bool to_warden)
     if (m.worker >= TRI_MAX_WORKERS)
         return false;
     if (!to_warden)
-        return m.type >= TRI_M_OPENED && m.type <= TRI_M_ENDED;
+        return m.type >= TRI_M_OPENED && m.type <= TRI_M_BORN;
     if (m.type == TRI_M_OPEN)
         return m.nworkers > 0 && m.nworkers <= TRI_MAX_WORKERS;
     return m.type > TRI_M_OPEN && m.type <= TRI_M_ADOPT && m.signal >= 0 && m.signal < 65;

@@ -9,10 +9,12 @@
  * address space is limited (ulimit -v, small page tables) heaps shrink until they fit.
  */
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -23,6 +25,7 @@
 
 #define HEAP_MIN (8ull << 20)
 #define SPIN_NS 25000
+#define LONGEST_NS (INT_MAX * 1000000ll) /* poll() counts milliseconds in an int */
 
 /* ------------------------------------------------------------------ forks of the owner */
 
@@ -60,6 +63,11 @@ void tri_pool_config_init(tri_pool_config *cfg)
     cfg->kind = TRI_PROCESS;
     cfg->spin_ns = -1;
     cfg->start_timeout_ns = 30000000000ll;
+#ifdef TRI_CHECKPOINTS
+    /* For tests of what happens when it is over; Python has no other way to say so. */
+    if (getenv("TRIREME_START_TIMEOUT_MS"))
+        cfg->start_timeout_ns = atoll(getenv("TRIREME_START_TIMEOUT_MS")) * 1000000;
+#endif
 }
 
 static int check(tri_pool_config *c, const tri_pool_config *given)
@@ -86,6 +94,8 @@ static int check(tri_pool_config *c, const tri_pool_config *given)
         c->slots += c->slots & -c->slots;
     if (c->start_timeout_ns <= 0)
         c->start_timeout_ns = 30000000000ll;
+    if (c->start_timeout_ns > LONGEST_NS)
+        c->start_timeout_ns = LONGEST_NS;
     return 0;
 }
 
@@ -322,6 +332,9 @@ void tri_pool_free(struct tri_pool *p)
         close(p->output_fd);
     tri_shares_free(p);
     tri_spill_free(p);
+    for (uint32_t i = 0; i < tri_load_rlx(&p->nlost); i++)
+        if (p->lost[i].spill) /* it ended, and nobody came for it */
+            munmap(p->lost[i].spill, p->lost[i].res_len);
     for (uint32_t i = 0; p->priv && i < p->nfree; i++)
         free(p->priv[i].past);
     tri_heap_drop(&p->heap);

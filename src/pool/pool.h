@@ -121,13 +121,14 @@ enum tri_msg_type {
     TRI_M_BROKEN,   /* warden: will not replace workers any more; err says why */
     TRI_M_STOPPED,  /* warden: a worker was stopped (SIGSTOP) or went on */
     TRI_M_ENDED,    /* warden: no worker is left */
+    TRI_M_BORN,     /* who forked the warden: its pid, and a pidfd where there is one; or err */
 };
 
 struct tri_msg {
     uint32_t type;
     uint32_t worker, gen;
     int32_t pid;
-    int32_t err;      /* OPENED, BROKEN */
+    int32_t err;      /* OPENED, BROKEN, BORN */
     int32_t signal;   /* DIED: signal or 0; KILL: signal */
     int32_t exitcode; /* DIED: exit code when signal is 0 */
     uint32_t oom;     /* DIED: the kernel's OOM killer did it */
@@ -273,7 +274,10 @@ enum tri_start { TRI_START_FORK, TRI_START_SHARED };
 
 struct tri_pool_inside {
     struct tri_hooks hooks;
-    int shared_warden; /* >= 0: send the pool to this warden instead of forking one */
+    /* >= 0: send the pool to this warden instead of forking one.  When it does not answer in time
+     * the socket is shut down, and to kill the warden is left to the caller, who started it and
+     * knows whether it serves other pools. */
+    int shared_warden;
     bool want_output;
     bool spawn;        /* with a shared warden: workers are exec'ed, hooks.exec_worker */
     const void *setup; /* copied into the arena; what hooks.begin reads */

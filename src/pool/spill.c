@@ -9,10 +9,15 @@
  *
  * A descriptor is named by the STARTED word: worker, generation and ticket.  A worker that died
  * between sending and DONE leaves one that nobody will ask for; repair drops those of the dead.
+ * What a worker killed before sending had written goes with it: only its descriptor held the pages.
+ *
+ * The socket is the tasks' to scribble on as the arena is.  Whatever comes is read to its end and
+ * every descriptor that is not the one of a result is closed.
  *
  * Without an output socket (pools of C programs) there is no spilling: the arena is the limit.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -20,6 +25,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cp.h"
 #include "base/cpu.h"
 #include "pool/pool.h"
 #include "pool/worker.h"
@@ -54,6 +60,7 @@ uint8_t *tri_spill_room(struct tri_worker *w, uint64_t bytes)
     w->spill_base = s.base;
     w->spill_bytes = bytes;
     w->slot->res_flags |= TRI_R_SPILLED;
+    CP(spill_room);
     return s.base;
 }
 
@@ -75,6 +82,7 @@ void tri_spill_send(struct tri_worker *w)
     c->cmsg_type = SCM_RIGHTS;
     c->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(c), &w->spill_fd, sizeof(int));
+    CP(spill_before);
     while (sendmsg(w->output_fd, &msg, flags) < 0) {
         if (errno == EINTR)
             continue;
@@ -82,15 +90,19 @@ void tri_spill_send(struct tri_worker *w)
             struct timespec nap = {0, 1000000};
 
             tri_wake_owner(&w->view);
+            CP(spill_waits);
             nanosleep(&nap, NULL);
         } else if (errno == EAGAIN || errno == ENOBUFS) {
             tri_wake_owner(&w->view);
+            CP(spill_waits);
             flags = MSG_NOSIGNAL;
         } else {
             break; /* the owner is gone; so are we, soon */
         }
     }
+    CP(spill_sent);
     tri_store_rel(&line->outputs, tri_load_rlx(&line->outputs) + 1);
+    CP(spill_counted);
     tri_spill_drop(w);
 }
 
@@ -112,19 +124,52 @@ static void keep_spill(struct tri_pool *p, uint64_t word, int fd)
     p->spill[p->nspill++] = (struct tri_spilled){word, fd};
 }
 
+/* The one descriptor that came along; -1: none, or several, which no sound worker sends. */
+static int only_fd(struct msghdr *msg)
+{
+    int fd = -1, all[8], n = 0;
+
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+        size_t k;
+
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        k = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(all, CMSG_DATA(c), k * sizeof(int));
+        for (size_t i = 0; i < k; i++) {
+            if (n++)
+                close(all[i]);
+            else
+                fd = all[i];
+        }
+    }
+    if (n > 1) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+/* Nothing was read: because nobody is left to write, or because an empty datagram was sent? */
+static bool no_writer(int fd)
+{
+    struct pollfd pf = {fd, POLLRDHUP, 0};
+
+    return poll(&pf, 1, 0) != 0;
+}
+
 /* One datagram of the output socket: 1 read, 0 none.  A descriptor is kept; output is too, unless
- * out asks for it. */
+ * out asks for it; out->n is 0 when it was no output. */
 static int read_one(struct tri_pool *p, struct tri_output *out)
 {
     struct tri_output_head head;
     uint8_t *buf = out ? out->buf : malloc(TRI_OUTPUT_MAX);
     size_t cap = out ? out->cap : TRI_OUTPUT_MAX;
     struct iovec iov[2] = {{&head, sizeof head}, {buf, cap}};
-    char room[CMSG_SPACE(sizeof(int))];
+    char room[CMSG_SPACE(8 * sizeof(int))];
     struct msghdr msg = {
         .msg_iov = iov, .msg_iovlen = 2, .msg_control = room, .msg_controllen = sizeof room};
     struct tri_output *o;
-    struct cmsghdr *c;
     uint64_t word;
     ssize_t got;
     int fd = -1;
@@ -134,15 +179,17 @@ static int read_one(struct tri_pool *p, struct tri_output *out)
     do
         got = recvmsg(p->output_fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     while (got < 0 && errno == EINTR);
+    if (got >= 0)
+        fd = only_fd(&msg);
     if (got < (ssize_t)sizeof head) {
-        if (!out)
+        if (fd >= 0)
+            close(fd);
+        if (out)
+            out->n = 0;
+        else
             free(buf);
-        return 0;
+        return got > 0 || (got == 0 && !no_writer(p->output_fd));
     }
-    c = CMSG_FIRSTHDR(&msg);
-    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-        c->cmsg_len == CMSG_LEN(sizeof fd))
-        memcpy(&fd, CMSG_DATA(c), sizeof fd);
     if (head.stream == TRI_OUT_SPILL || fd >= 0) {
         if (fd >= 0 && head.stream == TRI_OUT_SPILL &&
             got == (ssize_t)(sizeof head + sizeof word)) {

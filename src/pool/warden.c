@@ -235,6 +235,8 @@ static void open_ward(struct warden *wa, struct ward *wd, const struct tri_msg *
     wd->open = true;
     if (fds[0] >= 0) {
         err = tri_segment_attach(&wd->seg, fds[0]);
+        if (wd->seg.fd != fds[0])
+            close(fds[0]); /* it is no segment */
         wd->output_fd = fds[1];
     }
     if (!err)

@@ -153,7 +153,9 @@ int tri_segment_attach(struct tri_segment *s, int fd)
     if (fstat(fd, &st) < 0)
         return -errno;
     seals = fcntl(fd, F_GET_SEALS);
-    if (st.st_uid != geteuid() || st.st_size <= 0 || (seals >= 0 && (seals & SEALS) != SEALS))
+    /* A file of /dev/shm, where there is no memfd, says that it cannot be sealed at all. */
+    if (st.st_uid != geteuid() || st.st_size <= 0 ||
+        (seals >= 0 && seals != F_SEAL_SEAL && (seals & SEALS) != SEALS))
         return TRI_ECORRUPT;
     s->bytes = (uint64_t)st.st_size;
     s->shared = true;

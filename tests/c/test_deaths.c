@@ -8,6 +8,7 @@
 #include "pools.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
@@ -677,6 +678,66 @@ static void polling_notices_a_dead_warden_too(void)
     tri_pool_close(p);
 }
 
+/* ------------------------------------------------------------------ a warden that is stuck */
+
+static struct {
+    _Atomic int hang_between; /* the first fork hangs, as in a library's handler */
+    _Atomic int32_t pid;
+} * stuck; /* shared with all forks */
+
+static void hang(void *ctx)
+{
+    (void)ctx;
+    atomic_store(&stuck->pid, (int32_t)getpid());
+    for (int i = 0; i < 200; i++) /* longer than the test waits, not for ever should it fail */
+        poll(NULL, 0, 100);
+    _exit(0);
+}
+
+static void hang_once(void)
+{
+    if (stuck && atomic_exchange(&stuck->hang_between, 0))
+        hang(NULL);
+}
+
+static void an_opening_that_gets_no_answer_leaves_no_process(void)
+{
+    int fds = open_fds();
+
+    stuck = mmap(NULL, sizeof *stuck, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(stuck != MAP_FAILED);
+    CHECK(pthread_atfork(NULL, NULL, hang_once) == 0);
+    for (int between = 0; between < 2; between++) {
+        struct tri_pool_inside in = {.shared_warden = -1, .want_output = true};
+        tri_pool_config cfg;
+        tri_pool *p = NULL;
+        int64_t start = tri_now_ns();
+
+        tri_pool_config_init(&cfg);
+        cfg.workers = 2;
+        cfg.start_timeout_ns = SECOND / 2;
+        if (between)
+            atomic_store(&stuck->hang_between, 1);
+        else
+            in.hooks.after_fork_child = hang;
+        CHECK(tri_pool_open_inside(&p, &cfg, &in) == TRI_ETIMEDOUT && !p);
+        CHECK(tri_now_ns() - start < 2 * SECOND * TRI_SLOW);
+        CHECK(atomic_load(&stuck->pid) > 0);
+        WAIT_UNTIL(!process_lives(atomic_load(&stuck->pid)), SECOND);
+        CHECK(open_fds() == fds);
+        CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
+    }
+    for (int i = 0; i < 2; i++) { /* and it is no harm to the next pool */
+        tri_pool *p = pool_of(TRI_PROCESS, 2);
+
+        CHECK(squares_work(p, 100));
+        tri_pool_close(p);
+    }
+    CHECK(open_fds() == fds);
+    munmap(stuck, sizeof *stuck);
+    stuck = NULL;
+}
+
 /* ------------------------------------------------------------------ the owner's death */
 
 static int tagged(const char *tag)
@@ -806,6 +867,7 @@ int main(int argc, char **argv)
     RUN(a_nested_pool_dies_with_its_worker_and_not_before);
     RUN(a_dead_warden_breaks_the_pool_within_a_second);
     RUN(polling_notices_a_dead_warden_too);
+    RUN(an_opening_that_gets_no_answer_leaves_no_process);
     RUN(nothing_is_left_of_an_owner_killed_in_any_state);
     return 0;
 }

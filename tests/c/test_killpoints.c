@@ -8,32 +8,42 @@
  *
  *   R1  every future ends, with its value or, for the one task that had started, WORKERLOST
  *   R2  no task starts twice, and each that did not start before the death starts after it
- *   R4  the pool heals to its full number, and arena, slots and heaps are what they were
+ *   R4  the pool heals to its full number, and arena, slots and heaps are what they were; the owner
+ *       has the descriptors and the mappings that it had, and nothing waits in the output socket
  *
  * A run has all that a worker does: tasks one by one (it spins), after a pause (it sleeps), many at
  * once (it passes wake-ups on), results inline and in blocks (it claims a heap), argument blocks
- * kept beyond their task (it pushes blocks of the owner's heap).  The test fails when a name in
- * `expected` was never died at, so a point that goes out of use does not go unnoticed.
+ * kept beyond their task (it pushes blocks of the owner's heap).  In a run that spills, results
+ * that would be blocks find the heap full and leave as memfds, some of them through a socket that
+ * has no room for them.  The test fails when a name in `expected` was never died at, so a point
+ * that goes out of use does not go unnoticed.
  */
 #include "pools.h"
 
+#include <sys/mman.h>
+#include <sys/socket.h>
+
 #include "base/cp.h"
+#include "pool/worker.h"
 #include "shm/queue.h"
 
 #define TASKS 30
 #define BIG 4000
+#define HEAP (8u << 20) /* the smallest; a run that spills fills it up to less than BIG */
 
 static const char *const expected[] = {
     "claim_before",   "claim_after",     "claim_head_moved", "start_before",   "start_after",
     "heap_claimed",   "result_block",    "result_written",   "done_stored",    "ring_written",
     "ring_published", "want_taken",      "wake_taken",       "sleep_declared", "sleep_undeclared",
-    "spin_declared",  "spin_undeclared", "block_push",
+    "spin_declared",  "spin_undeclared", "block_push",       "spill_room",     "spill_before",
+    "spill_waits",    "spill_sent",      "spill_counted",
 };
 #define NEXPECTED (sizeof expected / sizeof *expected)
 static bool seen[NEXPECTED];
 
 static int marks = -1; /* O_APPEND: the number of each task as it starts */
 static long armed;
+static bool spills;
 
 /* ------------------------------------------------------------------ the worker's half */
 
@@ -45,6 +55,27 @@ static int begin(struct tri_worker *w)
     if (w->id == 0 && w->gen == 0)
         tri_cp_arm(armed);
     return 0;
+}
+
+/* Room for a result in a worker whose heap is full. */
+static uint8_t *spill_room(struct tri_worker *w, uint64_t bytes, uint64_t *off)
+{
+    uint64_t full = tri_worker_block_new(w, HEAP - 1000);
+    uint8_t *res = tri_worker_result_room(w, bytes, off);
+
+    if (!full || *off || !w->spill_fd)
+        _exit(11);
+    tri_worker_block_free(w, full);
+    return res;
+}
+
+/* Output until the socket takes no more; the owner reads it when it is woken. */
+static void fill_socket(struct tri_worker *w)
+{
+    char bytes[sizeof(struct tri_output_head) + 20000] = {1};
+
+    while (send(w->output_fd, bytes, sizeof bytes, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+        ;
 }
 
 static void run(struct tri_worker *w, struct tri_slot *s)
@@ -60,18 +91,21 @@ static void run(struct tri_worker *w, struct tri_slot *s)
     if (task % 4 == 0)
         tri_wake_worker(&w->view); /* as after a claim that left more behind, which is rare here */
     bytes = task % 3 == 1 ? BIG : 8;
-    res = tri_worker_result_room(w, bytes, &off);
+    s->res_flags = 0;
+    res = spills && bytes == BIG ? spill_room(w, bytes, &off)
+                                 : tri_worker_result_room(w, bytes, &off);
     if (!res)
         _exit(10);
+    if (w->spill_fd && task % 2)
+        fill_socket(w);
     memset(res, task + 1, bytes);
     if (kept_off) {
         tri_block_push(&w->view, kept_off);
         kept_off = 0;
     }
-    s->res_flags = 0;
     if (s->arg_off) {
         kept_off = s->arg_off;
-        s->res_flags = TRI_R_ARGS_KEPT;
+        s->res_flags |= TRI_R_ARGS_KEPT;
     }
     s->code = 0;
     s->res_off = off;
@@ -101,9 +135,12 @@ static void job_ended(struct tri_user *u, struct tri_pool *p, struct tri_done *d
         const uint8_t *res = tri_done_bytes(p, d);
 
         CHECK(d->res_len == bytes);
+        CHECK(!d->spill == !(spills && bytes == BIG));
         for (uint64_t i = 0; i < bytes; i++)
             CHECK(res[i] == (uint8_t)(j->task + 1));
     }
+    if (d->spill)
+        munmap(d->spill, d->res_len);
     if (d->res_off)
         tri_pool_block_free(p, d->res_off);
 }
@@ -132,12 +169,25 @@ static void send_job(struct tri_pool *p, struct job *j, uint16_t task)
     CHECK(tri_task_push(p, j->slot, 0, 0, j, &j->ticket) == 0);
 }
 
+/* As a language's owner does whenever it looks: a worker may wait for room in the socket. */
+static void read_output(struct tri_pool *p)
+{
+    static char buf[64 << 10];
+    uint32_t stream;
+    int32_t pid;
+    size_t n;
+
+    while (tri_pool_output(p, &stream, &pid, buf, sizeof buf, &n))
+        CHECK(stream == 1);
+}
+
 static void await(struct tri_pool *p, struct job *j)
 {
     while (!j->done) {
         uint32_t key = tri_wait_key(p);
         struct tri_done d;
 
+        read_output(p);
         if (tri_take_one(p, j->slot, j->ticket, &d))
             job_ended(d.user, p, &d);
         else if (tri_pump(p) == 0 && !j->done)
@@ -183,6 +233,20 @@ static bool read_name(int fd)
     return false;
 }
 
+/* Mappings of memory that has no name, among them those of results outside the arena. */
+static int shared_maps(void)
+{
+    FILE *f = fopen("/proc/self/maps", "re");
+    char line[512];
+    int n = 0;
+
+    CHECK(f != NULL);
+    while (fgets(line, sizeof line, f))
+        n += strstr(line, "memfd:trireme") != NULL;
+    fclose(f);
+    return n;
+}
+
 /* True when the worker died. */
 static bool one_run(long n, int64_t spin_ns, int names)
 {
@@ -192,18 +256,23 @@ static bool one_run(long n, int64_t spin_ns, int names)
     tri_pool *p;
     uint64_t live;
     bool died, reported;
-    int i = 0;
+    int i = 0, fds, maps;
 
     memset(&in, 0, sizeof in);
     in.shared_warden = -1;
     in.hooks.begin = begin;
     in.hooks.run = run;
+    in.want_output = spills;
     armed = n;
     tri_pool_config_init(&cfg);
     cfg.workers = 2;
     cfg.spin_ns = spin_ns;
+    if (spills)
+        cfg.arena_bytes = HEAP;
     CHECK(tri_pool_open_inside(&p, &cfg, &in) == 0);
     live = stats_of(p).arena_live_bytes;
+    fds = open_fds();
+    maps = shared_maps();
 
     for (; i < TASKS / 3; i++) { /* one by one */
         send_job(p, &jobs[i], (uint16_t)i);
@@ -246,6 +315,8 @@ static bool one_run(long n, int64_t spin_ns, int names)
     CHECK(p->nkept == 0);
     for (uint32_t h = 1; h < p->view.nheaps; h++)
         CHECK(p->held[h] == 0);
+    read_output(p);
+    CHECK(p->nspill == 0 && open_fds() == fds && shared_maps() == maps);
     reported = stats_of(p).deaths > 0;
     tri_pool_close(p); /* where it may die, too */
     died = read_name(names);
@@ -282,6 +353,20 @@ static void a_death_at_any_point_of_a_worker_that_spins_is_repaired(void)
     enumerate(200000);
 }
 
+static void a_death_at_any_point_of_a_worker_that_sleeps_and_spills_is_repaired(void)
+{
+    spills = true;
+    enumerate(0);
+    spills = false;
+}
+
+static void a_death_at_any_point_of_a_worker_that_spins_and_spills_is_repaired(void)
+{
+    spills = true;
+    enumerate(200000);
+    spills = false;
+}
+
 /* Which points a run has depends on who is quicker: a rare one may take another round. */
 static void every_point_was_visited(void)
 {
@@ -294,9 +379,11 @@ static void every_point_was_visited(void)
                 fprintf(stderr, "no worker died at %s yet\n", expected[i]);
                 missing++;
             }
+        spills = !spills;
         if (missing)
             enumerate(round % 2 ? 50000 : 1000000);
     }
+    spills = false;
     CHECK(missing == 0);
 }
 
@@ -304,6 +391,8 @@ int main(void)
 {
     RUN(a_death_at_any_point_of_a_worker_that_sleeps_is_repaired);
     RUN(a_death_at_any_point_of_a_worker_that_spins_is_repaired);
+    RUN(a_death_at_any_point_of_a_worker_that_sleeps_and_spills_is_repaired);
+    RUN(a_death_at_any_point_of_a_worker_that_spins_and_spills_is_repaired);
     RUN(every_point_was_visited);
     return 0;
 }

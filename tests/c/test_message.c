@@ -60,7 +60,7 @@ static void each_side_takes_only_what_the_other_may_say(void)
         for (int to_warden = 0; to_warden < 2; to_warden++) {
             struct tri_msg m = {.type = type, .nworkers = 1};
             bool owners = type >= TRI_M_OPEN && type <= TRI_M_ADOPT;
-            bool wardens = type >= TRI_M_OPENED && type <= TRI_M_ENDED;
+            bool wardens = type >= TRI_M_OPENED && type <= TRI_M_BORN;
 
             CHECK(tri_msg_ok(&m, sizeof m, to_warden) == (to_warden ? owners : wardens));
             m.worker = TRI_MAX_WORKERS;
@@ -164,12 +164,71 @@ static void a_warden_survives_an_owner_gone_mad(void)
     tri_pool_close(p);
 }
 
+static int fds_of(pid_t pid)
+{
+    char path[64];
+    DIR *d;
+    int n = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
+    d = opendir(path);
+    CHECK(d != NULL);
+    while (readdir(d))
+        n++;
+    closedir(d);
+    return n;
+}
+
+static void a_shared_warden_keeps_nothing_of_what_is_no_pool(void)
+{
+    static const struct tri_hooks none;
+    int main_fd[2], before = 0, null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    pid_t pid;
+
+    pair(main_fd);
+    pid = fork();
+    if (pid == 0) {
+        struct tri_warden_start start = {.main_fd = main_fd[1],
+                                         .pool_fd = -1,
+                                         .owner_pidfd = -1,
+                                         .seg.fd = -1,
+                                         .output_fd = -1,
+                                         .hooks = &none};
+
+        close(main_fd[0]);
+        tri_warden_run(&start);
+    }
+    close(main_fd[1]);
+    for (int i = 0; i < 20; i++) {
+        struct tri_msg adopt = {.type = TRI_M_ADOPT}, open = {.type = TRI_M_OPEN, .nworkers = 1};
+        struct tri_msg m;
+        int ctl[2], fds[2];
+
+        pair(ctl);
+        fds[0] = fds[1] = null;
+        CHECK(tri_msg_send(ctl[0], &open, fds, 2) == 0);
+        CHECK(tri_msg_send(main_fd[0], &adopt, &ctl[1], 1) == 0);
+        close(ctl[1]);
+        CHECK(tri_msg_recv(ctl[0], &m, NULL, 0) == 1);
+        CHECK(m.type == TRI_M_OPENED && m.err != 0);
+        close(ctl[0]);
+        if (i == 0) /* all that it opens for itself is open, and two of this round at most */
+            WAIT_UNTIL((before = fds_of(pid)) > 0, SECOND);
+        else
+            WAIT_UNTIL(fds_of(pid) <= before, SECOND);
+    }
+    close(null);
+    close(main_fd[0]);
+    CHECK(waitpid(pid, NULL, 0) == pid);
+}
+
 int main(void)
 {
     RUN(messages_arrive_whole_and_in_order);
     RUN(messages_of_the_wrong_size_are_not_messages);
     RUN(each_side_takes_only_what_the_other_may_say);
     RUN(descriptors_are_received_or_closed);
+    RUN(a_shared_warden_keeps_nothing_of_what_is_no_pool);
     RUN(a_warden_survives_an_owner_gone_mad);
     return 0;
 }

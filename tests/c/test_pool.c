@@ -5,6 +5,8 @@
  */
 #include "pools.h"
 
+#include <sys/resource.h>
+
 #include <pthread.h>
 #include <sys/resource.h>
 
@@ -553,6 +555,59 @@ static void terminating_threads_waits_for_started_tasks_only(void)
     }
 }
 
+static int nothing(const void *in, void *out)
+{
+    (void)in;
+    (void)out;
+    return 0;
+}
+
+static void a_chunk_that_cannot_be_copied_leaves_no_block(void)
+{
+    tri_pool *p = pool_with(TRI_PROCESS, 1, small_arena);
+    uint64_t live = stats_of(p).arena_live_bytes;
+    size_t wide = 64u << 20;
+    void *in = calloc(1, wide);
+    int64_t out;
+
+    CHECK(in != NULL);
+    CHECK(tri_map(p, nothing, in, wide, &out, sizeof out, 1, NULL) == -ENOMEM);
+    CHECK(stats_of(p).arena_live_bytes == live);
+    CHECK(stats_of(p).slots_free == stats_of(p).slots);
+    free(in);
+    tri_pool_close(p);
+}
+
+/* With one descriptor more in each round, the opening fails at each place that needs one. */
+static void an_opening_that_fails_for_want_of_descriptors_leaves_none(void)
+{
+    struct rlimit old, few;
+    int fds = open_fds(), opened = 0;
+
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    for (rlim_t n = 3; n < 40; n++) {
+        struct tri_pool_inside in = {.shared_warden = -1, .want_output = true};
+        tri_pool_config cfg;
+        tri_pool *p = NULL;
+        int err;
+
+        tri_pool_config_init(&cfg);
+        cfg.workers = 2;
+        few = (struct rlimit){n, old.rlim_max};
+        CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+        err = tri_pool_open_inside(&p, &cfg, &in);
+        CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+        CHECK(err == 0 || err == -EMFILE || err == TRI_EBROKEN);
+        if (!err) {
+            opened++;
+            tri_pool_terminate(p);
+        }
+        CHECK(open_fds() == fds);
+        CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
+    }
+    CHECK(opened > 0);
+}
+
 static void a_pool_leaves_no_descriptor_and_no_process_behind(void)
 {
     tri_pool *later = NULL;
@@ -817,6 +872,8 @@ int main(void)
     RUN(closing_finishes_what_was_queued_and_futures_outlive_it);
     RUN(terminating_does_not_wait_for_stuck_tasks);
     RUN(terminating_threads_waits_for_started_tasks_only);
+    RUN(a_chunk_that_cannot_be_copied_leaves_no_block);
+    RUN(an_opening_that_fails_for_want_of_descriptors_leaves_none);
     RUN(a_pool_leaves_no_descriptor_and_no_process_behind);
     RUN(a_fork_of_the_owner_owns_no_pool_and_harms_none);
     RUN(children_of_the_owner_stay_its_own);

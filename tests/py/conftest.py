@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,86 @@ WAYS = (*PROCESSES, "thread", "serial")
 def pytest_configure(config: pytest.Config) -> None:
     global HAS_TIMEOUT_PLUGIN
     HAS_TIMEOUT_PLUGIN = config.pluginmanager.hasplugin("timeout")
+
+
+# What `make asan` runs with the extension under AddressSanitizer, by file: test functions, or None
+# for all.  Of the start methods one will do, since the tests that take `fast` are of another:
+# workers that start slowly would add minutes and no path through the extension.
+SLOW_START = re.compile(r"\[(spawn|forkserver)")
+ASAN: dict[str, frozenset[str] | None] = {
+    "test_codec.py": None,
+    "test_values.py": frozenset(
+        {
+            "test_values_of_every_size_come_back_whole",
+            "test_arguments_larger_than_the_arena_are_a_memory_error_and_results_arrive",
+            "test_arrays_arrive_equal_whatever_their_layout",
+            "test_result_arrays_are_writable",
+            "test_large_results_are_views_and_memory_comes_back_with_the_last",
+            "test_argument_memory_comes_back_when_the_task_has_ended",
+            "test_an_array_that_a_task_keeps_stays_valid",
+            "test_result_that_is_the_argument_outlives_it",
+            "test_buffers_that_are_not_numpy",
+            "test_what_would_end_this_process_ends_one_future",
+            "test_exception_that_cannot_travel_is_told_by_name_and_message",
+            "test_unpicklable_argument_fails_its_future_and_names_the_path",
+            "test_unpicklable_item_of_imap_fails_at_its_place",
+            "test_unpicklable_result_fails_its_future_and_names_the_path",
+            "test_argument_that_does_not_unpickle_fails_its_future",
+            "test_result_that_does_not_unpickle_fails_its_future",
+        }
+    ),
+    "test_maps.py": frozenset(
+        {
+            "test_map_gives_results_in_order_whatever_the_chunk",
+            "test_map_takes_any_iterable_and_any_item",
+            "test_caller_works_too_and_results_are_the_same",
+            "test_caller_error_ends_the_map_and_the_pool_goes_on",
+            "test_imap_goes_on_behind_an_item_that_fails",
+            "test_imap_unordered_reports_each_failure_once",
+            "test_result_that_does_not_unpickle_fails_alone",
+            "test_arrays_beside_a_result_that_does_not_unpickle_arrive",
+            "test_what_two_results_have_in_common_fails_both_and_no_other",
+            "test_imap_item_that_kills_its_worker_fails_alone",
+            "test_input_that_raises_is_told_after_what_came_before_it",
+            "test_starmap_item_that_cannot_be_spread_fails",
+            "test_dropped_iterator_cancels_what_has_not_started",
+            "test_map_async_callbacks_are_called_once_without_anybody_waiting",
+        }
+    ),
+    "test_futures.py": frozenset(
+        {
+            "test_arguments_and_keywords_arrive",
+            "test_failure_is_the_exception_and_is_raised_each_time",
+            "test_cancel_calls_the_callbacks_and_wakes_waiters",
+            "test_as_completed_gives_each_once_and_the_quick_first",
+            "test_callback_may_submit_and_wait",
+            "test_await_gather_and_wrap_future",
+            "test_futures_and_results_are_freed",
+            "test_results_taken_in_any_order",
+            "test_future_of_a_terminated_pool_ends",
+        }
+    ),
+    "test_share.py": None,
+    "test_deaths.py": frozenset({"test_a_retry_that_works_is_a_result"}),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what ASAN names.  A name in it that no test has would silently test nothing."""
+    found: dict[str, set[str]] = {}
+    for item in items:
+        name = getattr(item, "originalname", None) or item.name
+        wanted = ASAN.get(item.path.name, frozenset())
+        found.setdefault(item.path.name, set()).add(name)
+        if (wanted is None or name in wanted) and not SLOW_START.search(item.name):
+            item.add_marker("asan")
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    if whole and config.getoption("markexpr") == "asan":
+        for file, wanted in ASAN.items():
+            missing = (wanted or set()) - found.get(file, set())
+            if missing or file not in found:
+                raise pytest.UsageError(f"{file} has no test {', '.join(sorted(missing))}")
 
 
 @pytest.hookimpl(wrapper=True)

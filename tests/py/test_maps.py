@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import collections
+import datetime
 import itertools
 import os
 import threading
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 import trireme as tri
-from conftest import open_pool
+from conftest import open_pool, settle, until
 
 
 def square(x: int) -> int:
@@ -186,6 +188,119 @@ def test_imap_unordered_reports_each_failure_once(workers: Any) -> None:
     assert bad == 3
 
 
+class Sour:
+    """Travels, but fails in one of the ways in which an object can when it is unpickled."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.twin = [how]
+
+    def __reduce__(self) -> Any:
+        ways: dict[str, Any] = {
+            "call": (sour, ("call", RuntimeError)),
+            "exit": (sour, ("exit", SystemExit)),
+            "state": (Plain, (), {"sour": "state"}),
+            "key": (dict, (), None, None, iter([([], 1)])),
+            "deep": (Plain, (), {"a": [{"b": (Sour("call"), "tail")}], "c": "tail"}),
+        }
+        return ways[self.how]
+
+
+class Plain:
+    def __init__(self) -> None:
+        self.tag = "plain"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "sour" in state:
+            raise RuntimeError("sour " + state["sour"])
+        self.__dict__.update(state)
+
+
+class Picky:
+    def __new__(cls, one: int = 0) -> Any:
+        return object.__new__(cls)
+
+    def __getnewargs__(self) -> Any:
+        return 1, 2
+
+
+def sour(how: str, kind: type[BaseException]) -> Any:
+    raise kind("sour " + how)
+
+
+def take_all(results: Any) -> list[Any]:
+    """What an iterator gives, exceptions among it."""
+    got: list[Any] = []
+    while True:
+        try:
+            got.append(next(results))
+        except StopIteration:
+            return got
+        except Exception as exc:
+            got.append(exc)
+
+
+@pytest.mark.parametrize("how", ["call", "exit", "state", "new", "key", "deep"])
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+def test_result_that_does_not_unpickle_fails_alone(fast: Any, method: str, how: str) -> None:
+    def task(x: int) -> Any:
+        if x in (0, 3, 7):
+            return Picky() if how == "new" else Sour(how)
+        if x == 5:
+            raise KeyError(x)
+        plain = Plain()
+        plain.__dict__.update(x=x, tail=["tail", {x: (x,)}, {x}, collections.deque([x])])
+        plain.me = plain  # type: ignore[attr-defined]
+        plain.a = plain.c = frozenset([x, datetime.date(2000, 1, x)])  # type: ignore[attr-defined]
+        return plain
+
+    for chunk in (4, 10):
+        got = take_all(getattr(fast, method)(task, range(10), chunk=chunk))
+        if method == "imap":
+            assert [isinstance(g, Exception) for g in got] == [x in (0, 3, 5, 7) for x in range(10)]
+            assert type(got[5]) is KeyError
+        bad = [g for g in got if isinstance(g, Exception)]
+        good = sorted((g for g in got if not isinstance(g, Exception)), key=lambda g: g.x)
+        assert len(bad) == 4 and len(got) == 10
+        assert [type(b) for b in bad].count(KeyError) == 1
+        if how == "exit":
+            assert [type(b) for b in bad].count(tri.RemoteError) == 3
+        for x, g in zip((1, 2, 4, 6, 8, 9), good, strict=True):
+            day = frozenset([x, datetime.date(2000, 1, x)])
+            assert type(g) is Plain and g.me is g and g.tag == "plain" and g.x == x
+            assert g.tail == ["tail", {x: (x,)}, {x}, collections.deque([x])]
+            assert g.a == day and g.c is g.a
+
+
+def test_arrays_beside_a_result_that_does_not_unpickle_arrive(processes: Any) -> None:
+    np = pytest.importorskip("numpy")
+
+    def task(x: int) -> Any:
+        return Sour("call") if x == 1 else np.full(50_000, x)
+
+    start = settle(processes)
+    for n in (2, 4):
+        got = take_all(processes.imap(task, range(n), chunk=n))
+        assert isinstance(got[1], RuntimeError)
+        for x in {*range(n)} - {1}:
+            assert got[x].flags.writeable and (got[x] == x).all() and len(got[x]) == 50_000
+    del got
+    settle(processes, start)
+
+
+def test_what_two_results_have_in_common_fails_both_and_no_other(fast: Any) -> None:
+    common: list[Any] = []  # empty here; filled in the worker, where one chunk runs
+
+    def task(x: int) -> Any:
+        if not common:
+            common.append(Sour("call"))
+        return [x, common] if x in (1, 2) else [x]
+
+    got = take_all(fast.imap(task, range(5), chunk=5))
+    assert [isinstance(g, RuntimeError) for g in got] == [False, True, True, False, False]
+    assert [got[0], got[3], got[4]] == [[0], [3], [4]]
+
+
 def test_imap_item_that_kills_its_worker_fails_alone(processes: Any) -> None:
     def task(x: int) -> int:
         if x == 2:
@@ -322,16 +437,16 @@ def test_imap_results_stream_while_input_goes_on(fast: Any) -> None:
     assert len(list(results)) == 102
 
 
-def test_imap_unordered_gives_the_quick_before_the_slow(workers: Any) -> None:
-    gate = time.monotonic() + 0.3
+def test_imap_unordered_gives_the_quick_before_the_slow(workers: Any, tmp_path: Any) -> None:
+    gate = tmp_path / "open"
 
     def task(x: int) -> int:
-        if x == 0:
-            time.sleep(max(0.0, gate - time.monotonic()))
+        until(lambda: x != 0 or gate.exists(), 30)
         return x
 
     results = workers.imap_unordered(task, [0, 1, 2, 3], chunk=1)
-    assert sorted(next(results) for _ in range(3)) == [1, 2, 3]
+    assert sorted(results.next(30) for _ in range(3)) == [1, 2, 3]
+    gate.touch()
     assert list(results) == [0]
 
 

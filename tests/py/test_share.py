@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import os
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import trireme as tri
-from conftest import open_pool, until
+from conftest import WAYS, open_pool, until
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def rss_shmem() -> int:
@@ -55,10 +63,115 @@ def test_arrays_are_read_in_place_and_read_only(processes: Any) -> None:
     assert processes.stats()["arena_peak_bytes"] - before < 1 << 20
 
 
-def test_inside_other_arguments_and_closures(processes: Any) -> None:
+@dataclass
+class Holder:
+    table: Any
+
+
+class Row(NamedTuple):
+    table: Any
+
+
+def test_in_tuples_lists_and_dicts_among_the_arguments_it_is_the_object(pool: Any) -> None:
     table = tri.share([1, 2, 3])
-    assert processes.submit(lambda d: sum(d["t"]), {"t": table}).result(20) == 6
-    assert processes.submit(lambda: sum(table)).result(20) == 6
+    nested = {"t": [(table, 1), {"deep": table}], "plain": [4]}
+
+    def total(d: Any, *, more: Any = ()) -> int:
+        return sum(d["t"][0][0]) + sum(d["t"][1]["deep"]) + d["plain"][0] + sum(map(sum, more))
+
+    assert pool.submit(total, nested).result(20) == 16
+    assert pool.submit(total, nested, more=[table, (5,)]).result(20) == 27
+    assert pool.apply(total, (nested,), {"more": (table,)}) == 22
+    assert pool.map(lambda pair: pair[0][pair[1]], [(table, i) for i in range(3)]) == [1, 2, 3]
+    assert list(pool.imap(lambda d: d["t"][2], [{"t": table}] * 3)) == [3] * 3
+    assert pool.starmap(lambda a, b: a[0] + b[0][1], [[table, [table]]] * 3) == [3] * 3
+    assert pool.map(lambda a, b: a[0] + b[0][1], [table] * 3, [[table]] * 3) == [3] * 3
+    # What was handed in is as it was.
+    assert nested["t"][0][0] is table and nested["t"][1]["deep"] is table  # type: ignore[index]
+
+
+def test_anywhere_else_it_is_the_handle(pool: Any) -> None:
+    table = tri.share([1, 2, 3])
+
+    def seen(x: Any) -> tuple[bool, Any]:
+        return type(x) is tri.Shared, x.value[1] if type(x) is tri.Shared else x
+
+    assert pool.submit(lambda h: seen(h.table), Holder(table)).result(20) == (True, 2)
+    assert pool.submit(lambda r: seen(r.table), Row(table)).result(20) == (True, 2)
+    assert pool.submit(lambda s: [*map(seen, s)], {table}).result(20) == [(True, 2)]
+    assert pool.submit(lambda: seen(table)).result(20) == (True, 2)
+    assert pool.submit(lambda x: seen(x), table).result(20) == (False, [1, 2, 3])
+
+
+def test_what_a_partial_holds_are_arguments(pool: Any) -> None:
+    table = tri.share([1, 2, 3])
+    first = functools.partial(lambda t, i: t[i], table)
+    assert pool.map(first, range(3)) == [1, 2, 3]
+    assert pool.map(first, range(3), caller=True) == [1, 2, 3]
+    assert list(pool.imap(first, range(3))) == [1, 2, 3]
+    assert pool.submit(first, 2).result(20) == 3
+    named = functools.partial(lambda i, *, t: t["in"][0][i], t={"in": [table]})
+    assert pool.map(named, range(3)) == [1, 2, 3]
+    assert pool.submit(named, 1).result(20) == 2
+    assert first.args[0] is table and named.keywords["t"]["in"][0] is table
+
+
+def test_a_handle_comes_back_as_itself(pool: Any) -> None:
+    table = tri.share([1, 2, 3])
+    assert pool.submit(lambda h: h.table, Holder(table)).result(20) is table
+    assert pool.submit(lambda: (table, 1)).result(20) == (table, 1)
+    assert copy.deepcopy(table) is table
+
+
+def test_initargs_are_arguments(way: str) -> None:
+    table = tri.share([1, 2, 3])
+
+    def begin(a: Any, b: Any) -> None:
+        os.environ["TRI_TEST_SHARED"] = repr((a, b))
+
+    with open_pool(way, initializer=begin, initargs=(table, [table])) as pool:
+        seen = pool.submit(lambda: os.environ["TRI_TEST_SHARED"]).result(20)
+    assert seen == "([1, 2, 3], [[1, 2, 3]])"
+    os.environ.pop("TRI_TEST_SHARED", None)
+
+
+def test_starmap_over_what_is_no_tuple(pool: Any) -> None:
+    table = tri.share([1, 2, 3])
+    pair = tri.share((4, 5))
+    assert pool.starmap(lambda t: t[0], [{table}, Row(table)]) == [1, 1]
+    assert pool.starmap(lambda a, b: a + b, [pair, [4, 5]]) == [9, 9]
+
+
+@pytest.mark.parametrize("kind", ["thread", "serial"])
+def test_containers_without_one_are_passed_themselves(kind: str) -> None:
+    table = tri.share([1])
+    out: list[Any] = []
+    whole = [table, out, (out,)]
+    with open_pool(kind) as pool:
+        pool.submit(lambda w: (w[1].append("x"), w[2][0].append("y")), whole).result(20)
+        assert out == ["x", "y"]
+        assert pool.submit(lambda w: w, [out]).result(20)[0] is out
+        same = pool.submit(lambda a, b: a is b, *([[table]] * 2)).result(20)
+        assert same, "one list became two"
+
+
+@pytest.mark.parametrize("kind", ["fork", "thread", "serial"])
+def test_containers_in_themselves_end(kind: str) -> None:
+    table = tri.share([7])
+    loop: list[Any] = [table]
+    loop += [loop, [loop, (loop, table)], {"l": loop}]
+    wide: Any = table
+    for _ in range(50):
+        wide = [wide, wide]
+    with open_pool(kind) as pool:
+        assert pool.submit(lambda x: x[0], loop).result(20) == [7]
+
+        def leaf(x: Any) -> Any:
+            for _ in range(50):
+                x = x[1]
+            return x
+
+        assert pool.submit(leaf, wide).result(20) == [7]
 
 
 def test_two_pools_share_one_object() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from typing import Any
@@ -527,3 +528,120 @@ def test_two_owners_do_not_share_a_fork_server(run_script: Any) -> None:
         """
     )
     assert lines(out) == ["0 [2]"]
+
+
+# ------------------------------------------------------------------ a warden that is stuck
+
+# The package once more, with the time for an answer read from the environment.
+STUCK = (
+    """
+import os, sys
+sys.path.insert(0, os.environ["TRIREME_CP_SITE"])
+os.environ["TRIREME_START_TIMEOUT_MS"] = "3000"
+"""
+    + OPEN
+    + """
+import signal, time
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+def gone(pid):
+    end = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < end: time.sleep(0.01)
+    return not alive(pid)
+"""
+)
+WITH_CP = pytest.mark.skipif(
+    "TRIREME_CP_SITE" not in os.environ, reason="needs the build with kill points"
+)
+
+
+@WITH_CP
+@pytest.mark.parametrize("where", ["import", "fork"])
+def test_a_warden_stuck_in_its_start_is_killed(
+    start_script: Any, tmp_path: Any, where: str
+) -> None:
+    # A library that every worker wants, and that hangs the process that imports or forks it.
+    (tmp_path / "numpy.py").write_text(
+        """
+import os, time
+def hang():
+    with open(os.environ["STUCK"], "w") as file: file.write(str(os.getpid()))
+    time.sleep(100)
+if os.environ.get("WHERE") == "import": hang()
+if os.environ.get("WHERE") == "fork": os.register_at_fork(after_in_child=hang)
+"""
+    )
+    source = f"""{STUCK}
+sys.path.insert(0, {str(tmp_path)!r})
+import numpy
+os.environ["WHERE"], os.environ["STUCK"] = {where!r}, {str(tmp_path / "pid")!r}
+start = time.monotonic()
+try:
+    open_pool()
+except TimeoutError as exc:
+    print(exc)
+print(3 <= time.monotonic() - start < 20)
+print(gone(int(open(os.environ["STUCK"]).read())))
+del os.environ["WHERE"]
+with open_pool() as pool:
+    print(pool.map(abs, [-1]))
+"""
+    with start_script(source, "forkserver") as script:
+        code, out, err = script.end(60)
+        assert (code, err) == (0, "")
+        assert lines(out) == [
+            "the process that starts workers did not answer in time",
+            "True",
+            "True",
+            "[1]",
+        ]
+        assert script.group() == []
+
+
+@WITH_CP
+def test_a_warden_that_stops_answering_is_replaced(start_script: Any) -> None:
+    source = f"""{STUCK}
+with open_pool(1) as pool:
+    first = pool.submit(os.getppid).result()
+os.kill(first, signal.SIGSTOP)
+with open_pool(1) as pool:
+    second = pool.submit(os.getppid).result()
+    print(first != second, gone(first))
+    os.kill(second, signal.SIGSTOP)
+    with open_pool(1) as other:  # the stopped one serves a pool, which goes on
+        third = other.submit(os.getppid).result()
+        print(third != second, alive(second), pool.map(abs, [-1]))
+    os.kill(second, signal.SIGCONT)
+"""
+    with start_script(source, "forkserver") as script:
+        code, out, err = script.end(60)
+        assert (code, err) == (0, "")
+        assert lines(out) == ["True True", "True True [1]"]
+        until_gone(script)
+
+
+@WITH_CP
+def test_a_stopped_warden_does_not_outlive_its_owner(start_script: Any) -> None:
+    source = f"""{STUCK}
+pool = open_pool(1)
+stopped = pool.submit(os.getppid).result()
+os.kill(stopped, signal.SIGSTOP)
+other = open_pool(1)
+print(other.submit(os.getppid).result() != stopped, alive(stopped))
+"""
+    with start_script(source, "forkserver") as script:
+        code, out, err = script.end(60)
+        assert (code, err) == (0, "")
+        assert lines(out) == ["True True"]
+        until_gone(script)
+
+
+def until_gone(script: Any) -> None:
+    gone_by = time.monotonic() + 10
+    while script.group():
+        assert time.monotonic() < gone_by, "processes outlived their owner"
+        time.sleep(0.01)

@@ -199,6 +199,7 @@ extern PyType_Spec pool_spec, future_spec, block_spec, fn_spec, job_spec;
 PyObject *call_here(struct state *st, PyObject *fn, PyObject *item, bool star);
 PyObject *reveal(struct state *st, PyObject *args);
 PyObject *reveal_kwargs(struct state *st, PyObject *kwargs);
+PyObject *reveal_function(struct state *st, PyObject *fn);
 extern const struct tri_hooks process_hooks, thread_hooks;
 PyObject *warden_main(PyObject *module, PyObject *args);
 PyObject *worker_main(PyObject *module, PyObject *args);

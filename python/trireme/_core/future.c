@@ -187,7 +187,7 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
     f->fn = fn;
     f->slot = slot;
     if (!fn) { /* a thread's task needs no pickle */
-        PyObject *tuple = PyTuple_New(nargs - 1), *objects[3] = {args[0], NULL, NULL};
+        PyObject *tuple = PyTuple_New(nargs - 1), *objects[3] = {NULL, NULL, NULL};
 
         for (Py_ssize_t i = 1; tuple && i < nargs; i++)
             PyTuple_SET_ITEM(tuple, i - 1, Py_NewRef(args[i]));
@@ -195,10 +195,13 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
             Py_SETREF(tuple, reveal(pool->st, tuple));
         kwargs = kwargs && tuple ? reveal_kwargs(pool->st, kwargs) : NULL;
         if (tuple && !PyErr_Occurred())
-            f->held = PyTuple_Pack(3, args[0], tuple, kwargs ? kwargs : Py_None);
+            objects[0] = reveal_function(pool->st, args[0]);
+        if (tuple && objects[0] && !PyErr_Occurred())
+            f->held = PyTuple_Pack(3, objects[0], tuple, kwargs ? kwargs : Py_None);
         objects[1] = tuple;
         objects[2] = kwargs;
-        Py_XDECREF(tuple); /* held holds them */
+        Py_XDECREF(objects[0]); /* held holds them */
+        Py_XDECREF(tuple);
         Py_XDECREF(kwargs);
         s->flags |= V_OBJECTS;
         s->items = 1;

@@ -946,7 +946,7 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
     j->tail = &j->head;
     j->ready_tail = &j->ready;
     j->pool = (PoolObject *)Py_NewRef(pool);
-    j->callable = Py_NewRef(fn);
+    j->callable = reveal_function(pool->st, fn);
     j->opt = opt;
     j->mode = (enum mode)mode;
     j->star = star;
@@ -966,7 +966,7 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
         j->results = PyList_New(n);
     if (!pool->threads)
         j->fn = pool_function(pool, fn, true);
-    if ((n < 0 && !j->iter) || (!pool->threads && !j->fn) ||
+    if (!j->callable || (n < 0 && !j->iter) || (!pool->threads && !j->fn) ||
         ((mode == J_MAP || mode == J_ASYNC) && !j->results))
         goto fail;
     if (mode != J_MAP && send_some(j, 0) < 0) {
@@ -989,12 +989,19 @@ static int job_traverse(PyObject *obj, visitproc visit, void *arg)
 {
     JobObject *j = (JobObject *)obj;
 
+    /* A chunk whose task runs holds the job, which is then not collected. */
+    for (const struct chunk *c = j->head; c; c = c->next) {
+        Py_VISIT(c->items);
+        Py_VISIT(c->values);
+        Py_VISIT(c->error);
+    }
     Py_VISIT(Py_TYPE(j));
     Py_VISIT(j->pool);
     Py_VISIT(j->fn);
     Py_VISIT(j->callable);
     Py_VISIT(j->seq);
     Py_VISIT(j->iter);
+    Py_VISIT(j->results);
     Py_VISIT(j->progress);
     Py_VISIT(j->error);
     Py_VISIT(j->again);

@@ -137,6 +137,160 @@ static int put_value(struct tri_worker *w, struct state *st, PyObject *value)
     return err == TRI_ENC_ERROR ? -1 : put_pickled(w, st, value);
 }
 
+/* ------------------------------------------------------------------ shared objects */
+
+/*
+ * A Shared that is an argument gives way to the object that it stands for, and so does one in a
+ * tuple, a list or a dict (of exactly these types) among the arguments.  Anywhere else, in an
+ * attribute or a closure, it stays what it is.  What a functools.partial holds are arguments.  The rule is the same for every kind of pool, so it
+ * is applied behind the unpickling and not by it; _share.reveal() is the same for a serial pool.
+ *
+ * A container in which something is replaced becomes a copy, the others remain themselves: a task
+ * on a thread may be given a list to put something in.  Nothing is walked while this process holds
+ * no Shared.
+ */
+#define DEPTH_MAX 64 /* of containers in each other; further down nothing is looked for */
+
+struct search {
+    PyTypeObject *shared;
+    PyObject *seen; /* id of a container -> what takes its place: against cycles */
+    PyObject *kept; /* containers that gave way; their ids must not be used again */
+    int depth;
+};
+
+static bool is_container(PyObject *v)
+{
+    return PyTuple_CheckExact(v) || PyList_CheckExact(v) || PyDict_CheckExact(v);
+}
+
+/* Is there anything in a container that a search must look at? */
+static bool worth_a_look(const struct search *k, PyObject *v)
+{
+    PyObject *name, *item;
+    Py_ssize_t at = 0;
+
+    if (PyDict_CheckExact(v)) {
+        while (PyDict_Next(v, &at, &name, &item))
+            if (Py_TYPE(item) == k->shared || is_container(item))
+                return true;
+        return false;
+    }
+    for (; at < PySequence_Fast_GET_SIZE(v); at++) {
+        item = PySequence_Fast_GET_ITEM(v, at);
+        if (Py_TYPE(item) == k->shared || is_container(item))
+            return true;
+    }
+    return false;
+}
+
+static PyObject *search(struct search *k, PyObject *v);
+
+/* The items are held while they are looked at, and the size is asked for each time: replacing one
+ * may run a destructor or, in a dict, a key's comparison, which may change the container. */
+static PyObject *search_sequence(struct search *k, PyObject *v)
+{
+    PyObject *out = NULL;
+
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(v); i++) {
+        PyObject *item = Py_NewRef(PySequence_Fast_GET_ITEM(v, i)), *now = search(k, item);
+
+        if (now && now != item && !out && !(out = PySequence_List(v)))
+            Py_CLEAR(now);
+        Py_DECREF(item);
+        if (!now) {
+            Py_XDECREF(out);
+            return NULL;
+        }
+        if (out && i < PyList_GET_SIZE(out))
+            PyList_SetItem(out, i, now);
+        else
+            Py_DECREF(now);
+    }
+    if (out && PyTuple_CheckExact(v))
+        Py_SETREF(out, PyList_AsTuple(out));
+    else if (!out)
+        out = Py_NewRef(v);
+    return out;
+}
+
+static PyObject *search_dict(struct search *k, PyObject *v)
+{
+    PyObject *out = NULL, *name, *item, *now;
+    Py_ssize_t at = 0;
+    int err = 0;
+
+    while (!err && PyDict_Next(v, &at, &name, &item)) {
+        Py_INCREF(name);
+        Py_INCREF(item);
+        now = search(k, item);
+        if (!now || (now != item && !out && !(out = PyDict_Copy(v))))
+            err = -1;
+        else if (now != item)
+            err = PyDict_SetItem(out, name, now);
+        Py_XDECREF(now);
+        Py_DECREF(item);
+        Py_DECREF(name);
+    }
+    if (err) {
+        Py_XDECREF(out);
+        return NULL;
+    }
+    return out ? out : Py_NewRef(v);
+}
+
+/* What takes v's place: a new reference to v itself, to an object, or to a copy. */
+static PyObject *search(struct search *k, PyObject *v)
+{
+    PyObject *id, *out;
+
+    if (Py_TYPE(v) == k->shared)
+        return PyObject_GetAttrString(v, "value");
+    if (!is_container(v) || k->depth >= DEPTH_MAX || !worth_a_look(k, v))
+        return Py_NewRef(v);
+    id = PyLong_FromVoidPtr(v);
+    if (!id)
+        return NULL;
+    out = PyDict_GetItemWithError(k->seen, id);
+    if (out || PyErr_Occurred()) {
+        Py_DECREF(id);
+        return Py_XNewRef(out);
+    }
+    if (PyDict_SetItem(k->seen, id, v) == 0) {
+        k->depth++;
+        out = PyDict_CheckExact(v) ? search_dict(k, v) : search_sequence(k, v);
+        k->depth--;
+    }
+    if (out && out != v && (PyDict_SetItem(k->seen, id, out) < 0 || PyList_Append(k->kept, v) < 0))
+        Py_CLEAR(out);
+    Py_DECREF(id);
+    return out;
+}
+
+/* What a task gets for v: an argument, or a tuple, list or dict of them.  A new reference. */
+static PyObject *arrive(struct state *st, PyObject *v)
+{
+    struct search k = {.shared = (PyTypeObject *)st->shared_type};
+    PyObject *live, *out = NULL;
+    bool any;
+
+    if (!k.shared || (Py_TYPE(v) != k.shared && (!is_container(v) || !worth_a_look(&k, v))))
+        return Py_NewRef(v);
+    live = PyObject_GetAttrString((PyObject *)k.shared, "_live");
+    if (!live)
+        return NULL;
+    any = PyDict_Check(live) && PyDict_GET_SIZE(live) > 0;
+    Py_DECREF(live);
+    if (!any)
+        return Py_NewRef(v);
+    k.seen = PyDict_New();
+    k.kept = PyList_New(0);
+    if (k.seen && k.kept)
+        out = search(&k, v);
+    Py_XDECREF(k.seen);
+    Py_XDECREF(k.kept);
+    return out;
+}
+
 /* ------------------------------------------------------------------ one task */
 
 static PyObject *function_of(struct tri_worker *w, struct local *l, const struct tri_slot *s)
@@ -157,6 +311,8 @@ static PyObject *function_of(struct tri_worker *w, struct local *l, const struct
         data = PyMemoryView_FromMemory((char *)w->view.base + s->fn_off, s->fn_len, PyBUF_READ);
         fn = data ? PyObject_CallOneArg(l->st->loads, data) : NULL;
         Py_XDECREF(data);
+        if (fn)
+            Py_SETREF(fn, reveal_function(l->st, fn));
         if (fn && PyDict_SetItem(l->fns, key, fn) < 0)
             Py_CLEAR(fn);
         Py_XDECREF(fn); /* the dictionary holds it */
@@ -174,17 +330,23 @@ static const uint8_t *arg_bytes(const struct tri_worker *w, const struct tri_slo
     return s->arg_off ? w->view.base + s->arg_off : s->arg;
 }
 
-/* Unpickle the arguments; *root is the Block that the arrays among them lie in. */
+/* Unpickle the arguments: a tuple, a pair (tuple, dict) or a chunk's list.  *root is the Block that
+ * the arrays among them lie in. */
 static PyObject *args_unpickle(struct tri_worker *w, struct local *l, struct tri_slot *s,
                                PyObject **root)
 {
+    PyObject *args;
+
     *root = NULL;
     if (s->arg_off) {
         *root = block_of_args(l->st, &w->view, s->arg_off, s->arg_len);
         if (!*root)
             return NULL;
     }
-    return pickled_read(l->st, arg_bytes(w, s), s->arg_len, *root);
+    args = pickled_read(l->st, arg_bytes(w, s), s->arg_len, *root);
+    if (args)
+        Py_SETREF(args, arrive(l->st, args));
+    return args;
 }
 
 /* Does anybody still look at the arguments?  Then the owner must leave their block alone. */
@@ -261,13 +423,13 @@ static inline PyObject *call_one(PyObject *fn, PyObject *item)
                 : PyObject_CallOneArg(fn, item);
 }
 
-static PyObject *call_item(PyObject *fn, PyObject *item, bool star)
+static PyObject *call_star(struct state *st, PyObject *fn, PyObject *item)
 {
-    PyObject *args, *r;
+    PyObject *args = PySequence_Tuple(item), *r;
 
-    if (!star)
-        return call_one(fn, item);
-    args = PySequence_Tuple(item);
+    /* Of what is neither, the parts have not been looked at. */
+    if (args && !PyTuple_CheckExact(item) && !PyList_CheckExact(item))
+        Py_SETREF(args, arrive(st, args));
     if (!args)
         return NULL;
     r = PyObject_Call(fn, args, NULL);
@@ -363,6 +525,8 @@ static int sink_put(struct sink *k)
             if (sink_sieve(k) < 0 || put_pickled(k->w, k->st, k->list) < 0)
                 return -1;
         }
+        if (k->n > 1)
+            s->res_flags |= s->flags & V_ALL; /* result_read() may take them apart */
         s->code = k->failures ? R_FAILURES : R_VALUE;
         return 0;
     }
@@ -404,7 +568,7 @@ static void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s,
             err = -1;
             break;
         }
-        r = call_item(fn, item, star);
+        r = star ? call_star(l->st, fn, item) : call_one(fn, item);
         Py_DECREF(item);
         if (r)
             err = sink_add(&k, r);
@@ -461,70 +625,53 @@ static void run_process(struct tri_worker *w, struct tri_slot *s)
 
 /* ------------------------------------------------------------------ threads */
 
-/*
- * Where nothing is pickled, a Shared among the arguments is replaced by its object here.  Gives
- * args itself (a new reference) when there is none, else a new tuple.
- */
 PyObject *reveal(struct state *st, PyObject *args)
 {
-    Py_ssize_t n = PyTuple_GET_SIZE(args), i = 0;
-    PyObject *out, *v;
-
-    while (i < n && (PyObject *)Py_TYPE(PyTuple_GET_ITEM(args, i)) != st->shared_type)
-        i++;
-    if (i == n)
-        return Py_NewRef(args);
-    out = PyTuple_New(n);
-    for (i = 0; out && i < n; i++) {
-        v = PyTuple_GET_ITEM(args, i);
-        v = (PyObject *)Py_TYPE(v) == st->shared_type ? PyObject_GetAttrString(v, "value")
-                                                      : Py_NewRef(v);
-        if (v)
-            PyTuple_SET_ITEM(out, i, v);
-        else
-            Py_CLEAR(out);
-    }
-    return out;
+    return arrive(st, args);
 }
 
-/* The same for keyword arguments: a new dict, or the same with one more reference. */
 PyObject *reveal_kwargs(struct state *st, PyObject *kwargs)
 {
-    PyObject *out = NULL, *name, *v;
-    Py_ssize_t at = 0;
+    return arrive(st, kwargs);
+}
 
-    while (PyDict_Next(kwargs, &at, &name, &v)) {
-        if ((PyObject *)Py_TYPE(v) != st->shared_type)
-            continue;
-        if (!out && !(out = PyDict_Copy(kwargs)))
-            return NULL;
-        v = PyObject_GetAttrString(v, "value");
-        if (!v || PyDict_SetItem(out, name, v) < 0) {
-            Py_XDECREF(v);
-            Py_DECREF(out);
-            return NULL;
-        }
-        Py_DECREF(v);
+/* The arguments that a functools.partial has already are arguments too. */
+PyObject *reveal_function(struct state *st, PyObject *fn)
+{
+    PyObject *func, *had, *named, *args = NULL, *kwargs = NULL, *out = NULL, *all = NULL;
+
+    if (strcmp(Py_TYPE(fn)->tp_name, "functools.partial") != 0)
+        return Py_NewRef(fn);
+    func = PyObject_GetAttrString(fn, "func");
+    had = func ? PyObject_GetAttrString(fn, "args") : NULL;
+    named = had ? PyObject_GetAttrString(fn, "keywords") : NULL;
+    args = named ? arrive(st, had) : NULL;
+    kwargs = args ? arrive(st, named) : NULL;
+    if (kwargs && args == had && kwargs == named) {
+        out = Py_NewRef(fn);
+    } else if (kwargs && (all = PyTuple_New(PyTuple_GET_SIZE(args) + 1)) != NULL) {
+        PyTuple_SET_ITEM(all, 0, Py_NewRef(func));
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++)
+            PyTuple_SET_ITEM(all, i + 1, Py_NewRef(PyTuple_GET_ITEM(args, i)));
+        out = PyObject_Call((PyObject *)Py_TYPE(fn), all, kwargs);
     }
-    return out ? out : Py_NewRef(kwargs);
+    Py_XDECREF(func);
+    Py_XDECREF(had);
+    Py_XDECREF(named);
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(all);
+    return out;
 }
 
 PyObject *call_here(struct state *st, PyObject *fn, PyObject *item, bool star)
 {
-    PyObject *args = star ? PySequence_Tuple(item) : NULL, *here, *r;
+    PyObject *here = arrive(st, item), *r;
 
-    if (!star) {
-        if ((PyObject *)Py_TYPE(item) != st->shared_type)
-            return call_one(fn, item);
-        here = PyObject_GetAttrString(item, "value");
-        r = here ? PyObject_CallOneArg(fn, here) : NULL;
-        Py_XDECREF(here);
-        return r;
-    }
-    here = args ? reveal(st, args) : NULL;
-    r = here ? PyObject_Call(fn, here, NULL) : NULL;
-    Py_XDECREF(args);
-    Py_XDECREF(here);
+    if (!here)
+        return NULL;
+    r = star ? call_star(st, fn, here) : call_one(fn, here);
+    Py_DECREF(here);
     return r;
 }
 

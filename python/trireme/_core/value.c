@@ -80,13 +80,13 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
     return 0;
 }
 
-PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObject *root)
+/* The pickle and the tuple of its buffers, as loads() wants them.  0 or -1 with an exception. */
+static int pickled_parts(struct state *st, const uint8_t *p, uint64_t len, PyObject *root,
+                         PyObject **data, PyObject **bufs)
 {
     uint64_t head[2], at, n;
-    PyObject *data = NULL, *bufs = NULL, *value = NULL;
 
-    if (state_late_imports(st) < 0)
-        return NULL;
+    *data = *bufs = NULL;
     if (len < 16)
         goto bad;
     memcpy(head, p, 16);
@@ -95,38 +95,46 @@ PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObjec
     at = 16 + 8 * head[1];
     if (head[0] > len - at)
         goto bad;
-    bufs = PyTuple_New((Py_ssize_t)head[1]);
-    if (!bufs)
-        return NULL;
-    data = PyMemoryView_FromMemory((char *)(uintptr_t)(p + at), (Py_ssize_t)head[0], PyBUF_READ);
-    if (!data)
-        goto out;
+    *bufs = PyTuple_New((Py_ssize_t)head[1]);
+    if (!*bufs)
+        return -1;
+    *data = PyMemoryView_FromMemory((char *)(uintptr_t)(p + at), (Py_ssize_t)head[0], PyBUF_READ);
+    if (!*data)
+        goto fail;
     at += head[0];
     for (uint64_t i = 0; i < head[1]; i++) {
         PyObject *b;
 
         memcpy(&n, p + 16 + 8 * i, 8);
         at = up64(at);
-        if (at > len || n > len - at) {
-            Py_CLEAR(bufs);
+        if (at > len || n > len - at)
             goto bad;
-        }
         b = root ? block_slice(st, root, at, n)
                  : PyByteArray_FromStringAndSize((const char *)p + at, (Py_ssize_t)n);
         if (!b)
-            goto out;
-        PyTuple_SET_ITEM(bufs, (Py_ssize_t)i, b);
+            goto fail;
+        PyTuple_SET_ITEM(*bufs, (Py_ssize_t)i, b);
         at += n;
     }
-    value = PyObject_CallFunctionObjArgs(st->loads, data, bufs, NULL);
-out:
-    Py_XDECREF(data);
-    Py_XDECREF(bufs);
-    return value;
+    return 0;
 bad:
-    Py_XDECREF(data);
     PyErr_SetString(PyExc_ValueError, "trireme: a pickle in shared memory is malformed");
-    return NULL;
+fail:
+    Py_CLEAR(*data);
+    Py_CLEAR(*bufs);
+    return -1;
+}
+
+PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObject *root)
+{
+    PyObject *data, *bufs, *value;
+
+    if (state_late_imports(st) < 0 || pickled_parts(st, p, len, root, &data, &bufs) < 0)
+        return NULL;
+    value = PyObject_CallFunctionObjArgs(st->loads, data, bufs, NULL);
+    Py_DECREF(data);
+    Py_DECREF(bufs);
+    return value;
 }
 
 /* ------------------------------------------------------------------ the owner writes arguments */
@@ -342,6 +350,52 @@ static void contain(void)
     Py_XDECREF(tb);
 }
 
+/*
+ * An iterator's chunk did not unpickle, for which the exception is set: take the pickle to pieces,
+ * so that only the items that cannot be read fail.  The list with a marker in the place of each of
+ * these; where even that fails, NULL with the exception of before.
+ */
+static PyObject *items_read_apart(PoolObject *pool, struct tri_done *d, const uint8_t *bytes,
+                                  PyObject *root)
+{
+    PyObject *type, *exc, *tb, *data, *bufs, *module, *list = NULL;
+
+    PyErr_Fetch(&type, &exc, &tb);
+    if (pickled_parts(pool->st, bytes, d->res_len, root, &data, &bufs) == 0) {
+        module = PyImport_ImportModule("trireme._salvage");
+        if (module)
+            list = PyObject_CallMethod(module, "loads_apart", "OO", data, bufs);
+        Py_XDECREF(module);
+        Py_DECREF(data);
+        Py_DECREF(bufs);
+    }
+    if (!list && (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))) {
+        Py_XDECREF(type);
+        Py_XDECREF(exc);
+        Py_XDECREF(tb);
+        return NULL;
+    }
+    if (!list) {
+        PyErr_Restore(type, exc, tb);
+        return NULL;
+    }
+    d->code = R_FAILURES;
+    Py_XDECREF(type);
+    Py_XDECREF(exc);
+    Py_XDECREF(tb);
+    return list;
+}
+
+static PyObject *result_unpickle(PoolObject *pool, struct tri_done *d, const uint8_t *bytes,
+                                 PyObject *root)
+{
+    PyObject *value = pickled_read(pool->st, bytes, d->res_len, root);
+
+    if (!value && (d->res_flags & V_ALL) && !PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        value = items_read_apart(pool, d, bytes, root);
+    return value;
+}
+
 PyObject *result_read(PoolObject *pool, struct tri_done *d)
 {
     struct tri_pool *p = pool->core->p;
@@ -367,10 +421,10 @@ PyObject *result_read(PoolObject *pool, struct tri_done *d)
         }
         d->res_off = 0; /* the Block's now */
         d->spill = NULL;
-        value = pickled_read(pool->st, bytes, d->res_len, root);
+        value = result_unpickle(pool, d, bytes, root);
         Py_DECREF(root);
     } else {
-        value = pickled_read(pool->st, bytes, d->res_len, NULL);
+        value = result_unpickle(pool, d, bytes, NULL);
         result_drop(pool, d);
     }
     if (!value)
