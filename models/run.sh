@@ -36,6 +36,11 @@ pass safety sleep -DNW=2
 pass safety sleep -DNW=2 -DND=2
 pass safety sleep -DNT=3 -DND=0
 pass cycles sleep -DNW=2
+pass safety sleep -DNW=2 -DNH=1 -DNT=1
+pass safety sleep -DNW=2 -DNH=2 -DND=0
+pass safety sleep -DNW=2 -DNH=1 -DND=0 -DNT=3 -DNS=1
+pass cycles sleep -DNW=2 -DNH=1 -DND=0
+pass cycles sleep -DNW=2 -DNT=3 -DNS=1 -DND=0
 fail safety sleep -DNW=2 -DNO_SECOND_LOOK
 fail safety sleep -DNW=2 -DLOOK_BEFORE_BIT
 fail safety sleep -DNW=2 -DSPINNER_LATE
@@ -48,6 +53,14 @@ fail safety sleep -DNW=2 -DOWNER_CLEARS
 fail safety sleep -DNW=2 -DREPAIR_WAKES_NONE
 fail safety sleep -DNW=2 -DNOT_STRANDED
 fail safety sleep -DNW=2 -DFREE_COUNTS_BUSY
+fail safety sleep -DNW=2 -DNH=1 -DND=0 -DNT=1 -DPARKED_LOOKS_NOT
+fail safety sleep -DNW=2 -DNH=1 -DND=0 -DNT=1 -DPARKED_LOOKS_FIRST
+fail safety sleep -DNW=2 -DNH=1 -DND=0 -DNT=1 -DBEGIN_LOOKS_NOT
+fail safety sleep -DNW=2 -DNH=1 -DND=0 -DEND_LOOKS_NOT
+fail safety sleep -DNW=2 -DNH=1 -DND=0 -DEND_WAKES_FIRST
+fail cycles sleep -DNW=2 -DNH=1 -DND=0 -DPARKED_GOES_ROUND
+fail cycles sleep -DNW=2 -DNH=1 -DND=0 -DWAKES_PARKED
+fail safety sleep -DNW=2 -DNT=3 -DNS=1 -DND=0 -DNAP_NO_LIMIT
 pass safety owner
 pass safety owner -DNO_ANY
 fail safety owner -DNO_SECOND_LOOK
@@ -78,7 +91,7 @@ one() {
     flags+=("$([ "$expected" = pass ] && echo -O2 || echo -O0)" -DCOLLAPSE -DMEMLIM=2048)
     if ! { spin -a "$@" "$model.pml" && "${CC:-cc}" -w "${flags[@]}" -o pan pan.c; } >log 2>&1; then
         verdict=unusable
-    elif ! ./pan -m1000000 -w22 -n "${args[@]}" >log 2>&1; then
+    elif ! ./pan -m1000000 -w24 -n "${args[@]}" >log 2>&1; then
         verdict=incomplete
     elif grep -Eq '^error: |reached -DMEMLIM|out of memory|Search not completed$' log &&
         ! grep -q '^pan:1: ' log; then
@@ -92,7 +105,7 @@ one() {
     fi
     states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' log)
     line=$(awk -v a="$started" -v b="$(date +%s.%N)" 'BEGIN { printf "%5.1f s", b - a }')
-    line=$(printf '%-7s %-44s %10s states %s' "$property" "$model $*" "${states:-?}" "$line")
+    line=$(printf '%-7s %-54s %10s states %s' "$property" "$model $*" "${states:-?}" "$line")
     line="$([ $verdict = "$expected" ] && echo ok || echo BAD)   $line"
     if [ "$expected" = fail ]; then
         line="$line   found: $(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' log)"

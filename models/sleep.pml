@@ -12,6 +12,15 @@
  * queued", but "no worker sleeps while it is needed", even after deaths.  A lost wake-up, or a
  * worker that nobody can wake any more, is an invalid end state.
  *
+ * Parking: callers begin to help NH times in all, each when it likes and beside the others, and
+ * every helper parks one worker (as many CPUs as workers).  Helpers and submitters hold one lock,
+ * so they are one process here.  A helper ends when it likes, or it is patient and goes on until
+ * nothing is queued or every worker that is not parked runs a task.  So a wake-up that is lost
+ * while a worker is parked is an invalid end state too: the look of who ends does not hide it.
+ *
+ * Naps: NS tasks are short and end by themselves, then NT <= NW + NS.  After one a worker may nap.
+ * There is no clock: a nap lasts as long as it likes, like any other step, but it ends.
+ *
  * futex: the kernel compares the bell and sleeps in one step; a store without the system call
  * after it wakes nobody, and a worker may die between the two.
  *
@@ -26,6 +35,12 @@
 #ifndef ND
 #define ND 1
 #endif
+#ifndef NH
+#define NH 0
+#endif
+#ifndef NS
+#define NS 0
+#endif
 
 #define NOTHING 0
 #define CLAIMED 1
@@ -38,6 +53,7 @@ byte spinners; /* P */
 byte ready;    /* R */
 bool bell[NW];
 bool closing;
+byte parked; /* the last this many workers */
 
 bool asleep[NW];           /* the kernel's: in futex_wait */
 chan news = [ND] of { byte, byte }; /* the socket: a dead worker and what it held */
@@ -45,6 +61,8 @@ chan news = [ND] of { byte, byte }; /* the socket: a dead worker and what it hel
 /* ghosts */
 byte deaths = ND;
 byte nstarted, nended;
+byte running; /* a mask: who holds a task that has started */
+byte shorts = NS;
 
 /* An alternative to the next store: to die instead. */
 #ifndef MORTAL
@@ -54,10 +72,23 @@ byte nstarted, nended;
 #define BIT(w) (1 << (w))
 #define COUNT(m) (((m) & 1) + ((m) >> 1 & 1) + ((m) >> 2 & 1))
 #define LOWEST(m) ((m) & 1 -> 0 : ((m) & 2 -> 1 : 2))
+/* The last `parked` workers leave the queue alone; whatever the word says, one works. */
+#define UNPARKED (parked < NW -> NW - parked : 1)
+#define PARKED(w) ((w) >= UNPARKED)
+/* W2 reads the queue, then `parked`.  To read both at once leaves out a spare round, no more. */
+#if NH && !defined(PARKED_GOES_ROUND)
+#define HERE(work) ((work) && !PARKED(me))
+#else
+#define HERE(work) (work)
+#endif
+#define ALL_RUN ((running & (BIT(UNPARKED) - 1)) == BIT(UNPARKED) - 1)
 
 /* tri_wake_worker */
 inline wake_one()
 {
+#if NH
+    awake = UNPARKED;
+#endif
     if
     :: spinners != 0
     :: else ->
@@ -68,6 +99,12 @@ inline wake_one()
           :: else
           fi;
           w = LOWEST(m);
+#if NH && !defined(WAKES_PARKED)
+          if
+          :: w >= awake -> break
+          :: else
+          fi;
+#endif
           if
           :: d_step { m = sleepers & BIT(w); sleepers = sleepers & ~BIT(w) }
           DIES
@@ -87,6 +124,9 @@ inline wake_one()
           fi
        od
     fi;
+#if NH
+    awake = 0;
+#endif
     m = 0;
     w = 0
 }
@@ -94,11 +134,21 @@ inline wake_one()
 proctype worker(byte me)
 {
     byte m, w, holds;
+#if NH
+    byte awake;
+#endif
     bool rested, found;
 
     ready = ready | BIT(me);
     do
     :: /* claim */
+#if NH
+       if
+       :: PARKED(me) && closing -> goto out
+       :: PARKED(me) && !closing -> goto rest
+       :: else
+       fi;
+#endif
        if
        :: d_step { queue > 0 -> queue--; holds = CLAIMED }
        :: queue == 0 && !closing
@@ -114,21 +164,37 @@ proctype worker(byte me)
           fi;
 #endif
           if
-          :: d_step { holds = STARTED; nstarted++; rested = false }
+          :: d_step { holds = STARTED; nstarted++; running = running | BIT(me); rested = false }
           DIES
           fi;
           if
-          :: d_step { nstarted == NT -> holds = NOTHING; nended++ }
+          :: d_step {
+                 nstarted == NT -> holds = NOTHING; nended++; running = running & ~BIT(me)
+             }
+#if NS
+          :: d_step {
+                 shorts > 0 ->
+                 shorts--; holds = NOTHING; nended++; running = running & ~BIT(me)
+             };
+             if
+             :: asleep[me] = !bell[me]; /* tri_worker_make_room */
+#ifdef NAP_NO_LIMIT
+                !asleep[me];
+#endif
+                asleep[me] = false
+             :: true
+             fi
+#endif
           DIES
           fi;
           goto next
        :: else
        fi;
 
-       /* tri_worker_rest */
+rest:  /* tri_worker_rest */
        rested = true;
        if
-       :: spinners == 0 ->
+       :: spinners == 0 && (NH == 0 || !PARKED(me)) ->
           spinners = spinners | BIT(me);
           if
           :: queue > 0 || closing -> found = true
@@ -149,6 +215,12 @@ proctype worker(byte me)
           goto next
        :: else
        fi;
+#ifdef PARKED_LOOKS_FIRST
+       if
+       :: PARKED(me) && queue > 0 -> wake_one()
+       :: else
+       fi;
+#endif
 #ifdef LOOK_BEFORE_BIT
        if
        :: queue > 0 || closing -> goto next
@@ -159,11 +231,21 @@ proctype worker(byte me)
        :: sleepers = sleepers | BIT(me)                                 /* W1 */
        DIES
        fi;
+#if NH && !defined(PARKED_LOOKS_NOT) && !defined(PARKED_LOOKS_FIRST)
+       if
+       :: PARKED(me) ->
+          if
+          :: queue > 0 -> wake_one()
+          :: else
+          fi
+       :: else
+       fi;
+#endif
        do
        :: /* W2 */
 #if !defined(NO_SECOND_LOOK) && !defined(LOOK_BEFORE_BIT)
           if
-          :: queue > 0 || closing || bell[me] -> break
+          :: HERE(queue > 0) || closing || bell[me] -> break
           :: else
           fi;
 #else
@@ -222,8 +304,12 @@ dead:
            news!me,holds;
            asleep[me] = false;
            holds = NOTHING;
+           running = running & ~BIT(me);
            rested = false;
            found = false;
+#if NH
+           awake = 0;
+#endif
            m = 0;
            w = 0
        };
@@ -252,6 +338,10 @@ inline wake_all()
 active proctype owner()
 {
     byte me = NW, sent, w, m, dead_one, held;
+#if NH
+    byte awake, begins = NH;
+    bool patient;
+#endif
 
     atomic {
         do
@@ -260,6 +350,7 @@ active proctype owner()
         od;
         w = 0
     }
+again:
     do
     :: sent < NT ->
 #ifdef LOOK_THEN_APPEND
@@ -293,6 +384,35 @@ active proctype owner()
        spinners = spinners & ~BIT(dead_one);
 #endif
        atomic { dead_one = 0; held = 0 }
+#if NH
+    :: begins > 0 -> /* tri_helper_begin */
+       d_step { begins--; parked++ };
+       if
+       :: patient = true
+       :: true
+       fi;
+#ifdef BEGIN_LOOKS_NOT
+       goto again
+#else
+       goto look
+#endif
+    :: parked > 0 && (!patient || queue == 0 || ALL_RUN) -> /* tri_helper_end */
+#ifdef END_WAKES_FIRST
+       if
+       :: queue > 0 -> wake_one()
+       :: else
+       fi;
+#endif
+       d_step { parked--; patient = patient && parked > 0 };
+#if defined(END_LOOKS_NOT) || defined(END_WAKES_FIRST)
+       goto again;
+#endif
+look:
+       if
+       :: queue > 0 -> wake_one()
+       :: else
+       fi
+#endif
     :: nended == NT -> break
     od;
     closing = true;

@@ -58,6 +58,10 @@ bool tri_pool_is_fork(const struct tri_pool *p)
 
 void tri_pool_config_init(tri_pool_config *cfg)
 {
+#ifdef TRI_CHECKPOINTS
+    const char *limit = getenv("TRIREME_START_TIMEOUT_MS");
+#endif
+
     memset(cfg, 0, sizeof *cfg);
     cfg->size = sizeof *cfg;
     cfg->kind = TRI_PROCESS;
@@ -65,8 +69,8 @@ void tri_pool_config_init(tri_pool_config *cfg)
     cfg->start_timeout_ns = 30000000000ll;
 #ifdef TRI_CHECKPOINTS
     /* For tests of what happens when it is over; Python has no other way to say so. */
-    if (getenv("TRIREME_START_TIMEOUT_MS"))
-        cfg->start_timeout_ns = atoll(getenv("TRIREME_START_TIMEOUT_MS")) * 1000000;
+    if (limit)
+        cfg->start_timeout_ns = strtoll(limit, NULL, 10) * 1000000;
 #endif
 }
 

@@ -22,6 +22,7 @@
  * it the queue is empty, and it is not woken.  It may have been counted on before it was parked:
  * so it looks at the queue once more after W1 and, if there is something, wakes another.  Who is
  * let out again is told by tri_helper_end, whose store comes before its look at the queue.
+ * tri_helper_begin looks too: who was not yet parked after W1 may be by W2, and looks no more.
  * A worker killed with its bit set in P or M would hold wake-ups back: the warden clears the bits,
  * then tells the owner, whose repair wakes one.  A waker killed between taking a sleeper's bit and
  * ringing its bell would leave a sleeper whom nobody sees any more: so after a death the warden

@@ -141,9 +141,10 @@ static int put_value(struct tri_worker *w, struct state *st, PyObject *value)
 
 /*
  * A Shared that is an argument gives way to the object that it stands for, and so does one in a
- * tuple, a list or a dict (of exactly these types) among the arguments.  Anywhere else, in an
- * attribute or a closure, it stays what it is.  What a functools.partial holds are arguments.  The rule is the same for every kind of pool, so it
- * is applied behind the unpickling and not by it; _share.reveal() is the same for a serial pool.
+ * tuple, a list or a dict (of exactly these types) among the arguments.  What a functools.partial
+ * holds are arguments.  Anywhere else, in an attribute or a closure, it stays what it is.  The rule
+ * is the same for every kind of pool, so it is applied behind the unpickling and not by it;
+ * _share.reveal() is the same for a serial pool.
  *
  * A container in which something is replaced becomes a copy, the others remain themselves: a task
  * on a thread may be given a list to put something in.  Nothing is walked while this process holds
