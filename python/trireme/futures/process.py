@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""ProcessPoolExecutor on a pool of worker processes of the runtime's.
+
+The original's contract is that the death of one worker breaks the whole executor; with
+``on_crash="isolate"`` it costs the task that the worker ran.  For the contract's sake a thread
+sleeps on the workers' pidfds, because a death must end futures that nobody happens to wait for.
+Submitting looks whether the workers are still the same ones, so that whoever was told of a death
+by a future cannot submit once more, however late that thread gets its turn.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import weakref
+from concurrent.futures.process import EXTRA_QUEUED_CALLS, BrokenProcessPool
+from concurrent.futures.process import ProcessPoolExecutor as _Original
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from multiprocessing import connection, reduction
+from multiprocessing import context as _mp_context
+from typing import Literal, cast
+
+from .. import _pickling, _pool
+from .._errors import RemoteTraceback as _RemoteTraceback
+from ._executor import _MAX_WORKERS, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
+from ._start import OwnersHandle, begin, begin_inherited, inherited
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+__all__ = ["EXTRA_QUEUED_CALLS", "BrokenProcessPool", "ProcessPoolExecutor", "_RemoteTraceback"]
+
+# Programs read the text of a worker's traceback there.
+_RemoteTraceback.tb = property(str)  # type: ignore[attr-defined]
+
+_NOT_USABLE = "A child process terminated abruptly, the process pool is not usable anymore"
+
+
+# ---------------------------------------------------------------------------------------------
+# Initializers, and locks among their arguments
+# ---------------------------------------------------------------------------------------------
+
+
+def _by_value(initializer: Callable[..., object]) -> Callable[..., object] | None:
+    """*initializer*, if it can travel as the tasks do and so share its globals with them."""
+    try:
+        _pickling.dumps_inband(initializer)
+    except Exception:
+        return None
+    return initializer
+
+
+class _Popen:
+    """What multiprocessing's locks, queues and pipes want to see before they let be pickled."""
+
+    def duplicate_for_child(self, fd: int) -> int:
+        """Nothing: it is only named."""
+        return fd
+
+    def DupFd(self, fd: int) -> OwnersHandle:
+        """What is pickled in place of *fd*."""
+        return OwnersHandle(fd)
+
+
+_handing = threading.Lock()
+
+
+@contextmanager
+def _handing_over() -> Iterator[None]:
+    """Within, multiprocessing's locks and the like may be pickled: for a worker's start."""
+    # The other half of their conditions: how connections travel is known to one pickler only.
+    known: dict[type, Any] = vars(reduction.ForkingPickler)["_extra_reducers"]
+    handles = (vars(connection)["_ConnectionBase"], socket.socket)
+    ways = {
+        kind: way
+        for kind, way in known.items()
+        if issubclass(kind, handles) and kind not in copyreg.dispatch_table
+    }
+    before = _mp_context.get_spawning_popen()
+    with _handing:
+        copyreg.dispatch_table.update(ways)
+        _mp_context.set_spawning_popen(_Popen())  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            _mp_context.set_spawning_popen(before)
+            for kind in ways:
+                del copyreg.dispatch_table[kind]
+
+
+def _after_fork_child() -> None:
+    global _handing
+    _handing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_child)
+
+
+# ---------------------------------------------------------------------------------------------
+# Deaths
+# ---------------------------------------------------------------------------------------------
+
+
+def _has_lost(pool: _pool.Pool) -> bool:
+    """Whether *pool* has lost a worker, other than by a time limit or with its task run again."""
+    stats = pool.stats()
+    return pool._broken or stats["deaths"] > stats["timed_out"] + stats["retried"]
+
+
+def _watch(
+    pool_ref: weakref.ref[_pool.Pool], executor_ref: weakref.ref[ProcessPoolExecutor]
+) -> None:
+    """A thread's work: sleep until a worker has gone, and see why."""
+    while (pool := pool_ref()) is not None and not pool._joined and not pool._is_fork:
+        if _has_lost(pool):
+            executor = executor_ref()
+            if executor is not None:
+                executor._break(pool)
+            elif not pool._joined:
+                pool.terminate()
+            return
+        pids = pool._pids()
+        # One is being started, or the pool is ending: look again soon.
+        patience = None if len(pids) == pool.workers and not pool._refused else 0.05
+        del pool
+        fds: list[int] = []
+        try:
+            poll = select.poll()
+            for pid in pids:
+                try:
+                    fds.append(os.pidfd_open(pid))
+                except ProcessLookupError:
+                    patience = 0.001
+                except OSError:
+                    patience = 0.2  # no descriptors left
+                else:
+                    poll.register(fds[-1], select.POLLIN)
+            poll.poll(None if patience is None else int(patience * 1000))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        # The one that has gone was seen here before its warden told of it.
+        if patience is None:
+            time.sleep(0.001)
+
+
+class _Worker:
+    """A worker process, as far as programs ask the items of ``executor._processes``."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.name = f"trireme-worker-{pid}"
+        self._fd = -1
+        try:
+            self._fd = os.pidfd_open(pid)
+        except OSError:
+            pass  # it has gone
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that is readable when the process has ended."""
+        return self._fd
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._fd >= 0 and not select.select([self._fd], [], [], 0)[0]
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the process has ended."""
+        if self._fd >= 0:
+            select.select([self._fd], [], [], timeout)
+
+    def _signal(self, number: int) -> None:
+        if self._fd >= 0:
+            try:
+                signal.pidfd_send_signal(self._fd, number)
+            except ProcessLookupError:
+                pass
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._signal(signal.SIGKILL)
+
+
+def _refuse_broken(*_: Any, **__: Any) -> Any:
+    raise BrokenProcessPool(_NOT_USABLE)
+
+
+# ---------------------------------------------------------------------------------------------
+# The executor
+# ---------------------------------------------------------------------------------------------
+
+
+def _start_of(mp_context: Any) -> str:
+    return str(mp_context.get_start_method(allow_none=False))
+
+
+class ProcessPoolExecutor(PoolExecutor, _Original):
+    """concurrent.futures.ProcessPoolExecutor, on worker processes of the runtime's.
+
+    The arguments are the original's, and three more:
+
+    on_crash: "break" (the original's contract: the death of a worker ends every pending future
+        with BrokenProcessPool, and the executor) or "isolate" (only the task it ran ends, with
+        WorkerLost, which is a BrokenProcessPool; a new worker takes its place).
+    timeout: seconds for each task; one that takes longer loses its worker and raises TaskTimeout,
+        which is a TimeoutError.  It breaks nothing.
+    retries: how often a task is run again after its worker died.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        on_crash: Literal["break", "isolate"] = "break",
+        timeout: float | None = None,
+        retries: int = 0,
+    ) -> None:
+        if max_workers is None:
+            max_workers = _pool.cpu_count()
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if mp_context is None:
+            mp_context = multiprocessing.get_context(
+                "spawn" if max_tasks_per_child is not None else None
+            )
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+            if _start_of(mp_context) == "fork":
+                raise ValueError(
+                    "max_tasks_per_child is incompatible with"
+                    " the 'fork' multiprocessing start method;"
+                    " supply a different mp_context."
+                )
+        if on_crash not in ("break", "isolate"):
+            raise ValueError(f"on_crash must be 'break' or 'isolate', not {on_crash!r}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError("timeout must be more than 0 seconds")
+        if isinstance(retries, bool) or not isinstance(retries, int):
+            raise TypeError(f"retries must be an int, not {type(retries).__name__}")
+        if not 0 <= retries <= 65535:
+            raise ValueError("retries must be from 0 to 65535")
+        self._max_workers = max_workers
+        self._mp_context = mp_context
+        self._initializer = cast("Any", initializer)
+        self._initargs = initargs
+        self._max_tasks_per_child = max_tasks_per_child
+        self._on_crash = on_crash
+        self._options: dict[str, Any] = {}
+        if timeout is not None:
+            self._options["timeout"] = timeout
+        if retries:
+            self._options["retries"] = retries
+        self._known: dict[int, _Worker] = {}
+        self._set_up()
+
+    def _make_pool(self) -> _pool.Pool:
+        start = _start_of(self._mp_context)
+        open_pool = partial(
+            _pool.Pool,
+            min(int(self._max_workers), _MAX_WORKERS),
+            start=start,
+            slots=_SLOTS,
+            max_tasks_per_worker=self._max_tasks_per_child,
+            max_restarts=1 if self._on_crash == "break" else None,
+        )
+        if start != "fork":
+            with _handing_over():
+                key = bytes(multiprocessing.current_process().authkey)
+                pool = open_pool(
+                    initializer=begin, initargs=(key, self._initializer, tuple(self._initargs))
+                )
+        elif self._initializer is None:
+            pool = open_pool()
+        else:
+            number = id(self)
+            inherited[number] = (self._initializer, tuple(self._initargs))
+            try:
+                pool = open_pool(
+                    initializer=begin_inherited, initargs=(_by_value(self._initializer), number)
+                )
+            finally:
+                del inherited[number]
+        if self._on_crash == "break":
+            self._pids = pool._pids
+            threading.Thread(
+                target=_watch,
+                args=(weakref.ref(pool), weakref.ref(self)),
+                name="trireme-deaths",
+                daemon=True,
+            ).start()
+        return cast("_pool.Pool", pool)
+
+    def _sender(self, pool: _pool.Pool) -> Callable[..., Any]:
+        return partial(pool.submit, **self._options) if self._options else pool.submit
+
+    # ------------------------------------------------------------------ breaking
+
+    def _look(self) -> None:
+        pool = self._pool
+        if pool is None:
+            return
+        if _has_lost(pool) if self._on_crash == "break" else pool._broken:
+            self._break(pool)
+        else:
+            # Until all have come up, a list says nothing: one missing may be late or dead.
+            pids = pool._pids()
+            self._alive = pids if len(pids) == pool.workers else [-1]
+
+    def _break(self, pool: _pool.Pool) -> None:
+        """A worker has died: end everything that is pending, and take nothing more."""
+        with self._lock:
+            if self._why_broken is None:
+                self._why_broken = _NOT_USABLE
+                self._send = _refuse_broken
+            self._pids = None
+        if not pool._broken:
+            self._await_reason(pool)
+        if not pool._joined:
+            pool.terminate()
+
+    def _await_reason(self, pool: _pool.Pool) -> None:
+        """If the worker died of its initializer, have that said: the message follows at once."""
+        if self._initializer is None or pool.stats()["completed"]:
+            return
+        _until(lambda: pool.stats() and pool._broken, 0.2)  # stats() looks for messages
+
+    def _broken_error(self) -> BaseException:
+        return BrokenProcessPool(_NOT_USABLE)
+
+    @property
+    def _broken(self) -> str | bool:  # type: ignore[override]
+        self._look()
+        return self._why_broken or False
+
+    @property
+    def _shutdown_thread(self) -> bool:  # type: ignore[override]
+        return self._down
+
+    @property
+    def _processes(self) -> dict[int, _Worker] | None:  # type: ignore[override]
+        pool = self._pool
+        if pool is None:
+            return None if self._down else {}
+        # Those that are being started count: the original would have started them by now.
+        _until(lambda: len(pool._pids()) == pool.workers or pool._broken or self._down)
+        known = self._known
+        self._known = {pid: known.get(pid) or _Worker(pid) for pid in pool._pids()}
+        if pool.start == "fork":
+            return dict(self._known)
+        return dict(islice(self._known.items(), self._used(pool)))
+
+    @property
+    def _executor_manager_thread(self) -> Ending | None:  # type: ignore[override]
+        return self._ending()
+
+    @property
+    def _call_queue(self) -> Ending | None:  # type: ignore[override]
+        return self._ending()
+
+    # ------------------------------------------------------------------ ending by force
+
+    def terminate_workers(self) -> None:
+        """End the workers at once; what has not ended raises, what has not started is cancelled."""
+        self._end_by_force()
+
+    def kill_workers(self) -> None:
+        """As :meth:`terminate_workers`: the runtime's workers need no other signal."""
+        self._end_by_force()
+
+    def _end_by_force(self) -> None:
+        with self._lock:
+            pool = self._pool
+            self._down = True
+            self._pids = None
+            if self._why_broken is None:
+                self._send = _refuse_ended
+        if pool is None or pool._is_fork:
+            return
+        pool.close()
+        self._cancel_pending()
+        if not pool._joined:
+            pool.terminate()
+        self._ended()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The worker's side of the facade's pools: looking like a process of multiprocessing.
+
+:func:`begin` is the initializer of such a pool.  It puts a Process object in place as
+``current_process()``, another as ``parent_process()``, and then calls the user's own initializer.
+
+What the owner lends to workers under start methods that do not inherit (pipes of queues, memory of
+Values and Arrays) are descriptors which the owner keeps open and a worker opens again through
+/proc.  A worker that is started later, in place of another, finds them there as well.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    Info = dict[str, Any]
+
+# Setups of pools with start method "fork", by number: workers inherit them and so can use what
+# could not be pickled.
+inherited: dict[int, Info] = {}
+
+_HEAD = struct.Struct("=q")  # at the start of a register: how many workers have signed it
+_ENTRY = struct.Struct("=i")  # then the pid of each
+
+
+# ---------------------------------------------------------------------------------------------
+# Tasks
+# ---------------------------------------------------------------------------------------------
+
+
+def run_chunk(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """A task: *function* of each item; the first failure is the chunk's."""
+    return list(map(function, items))
+
+
+def run_star(function: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list[Any]:
+    """A task: *function* of the arguments in each item."""
+    return list(itertools.starmap(function, items))
+
+
+def find(module: bytes, qualname: str) -> Any:
+    """What *module*, inherited by a fork, holds under that name.
+
+    The name of the module is bytes, lest the pickler takes it for something to send by value.
+    """
+    import sys
+
+    found: Any = sys.modules[module.decode()]
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# The register: which worker has which number
+# ---------------------------------------------------------------------------------------------
+
+
+def open_owners(owner: int, fd: int, flags: int) -> int:
+    """A descriptor for what the owner has open as *fd*."""
+    return os.open(f"/proc/{owner}/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+def sign(owner: int, register: int) -> int:
+    """Enter this process and return its number, from 0.
+
+    The lock is the kernel's and goes with a process that dies.
+    """
+    fd = open_owners(owner, register, os.O_RDWR)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        head = os.pread(fd, _HEAD.size, 0)
+        number: int = _HEAD.unpack(head)[0] if len(head) == _HEAD.size else 0
+        os.pwrite(fd, _ENTRY.pack(os.getpid()), _HEAD.size + number * _ENTRY.size)
+        os.pwrite(fd, _HEAD.pack(number + 1), 0)
+        return number
+    finally:
+        os.close(fd)
+
+
+def signed(register: int) -> list[int]:
+    """The pids in a register, by number."""
+    data = os.pread(register, os.fstat(register).st_size, 0)
+    return [pid for (pid,) in _ENTRY.iter_unpack(data[_HEAD.size :])]
+
+
+# ---------------------------------------------------------------------------------------------
+# Beginning
+# ---------------------------------------------------------------------------------------------
+
+
+class Lent:
+    """A descriptor of the owner's, as it travels."""
+
+    def __init__(self, owner: int, fd: int, flags: int) -> None:
+        self._owner = owner
+        self._fd = fd
+        self._flags = flags
+
+    def detach(self) -> int:
+        """A descriptor of this process for the same file."""
+        fd = open_owners(self._owner, self._fd, self._flags | os.O_NONBLOCK)
+        os.set_blocking(fd, True)  # only opening the end of a pipe must not wait for the other
+        return fd
+
+
+def _become(info: Info) -> None:
+    """Have multiprocessing believe that it started this process."""
+    from multiprocessing import process, util
+
+    them: Any = process
+    owner = info["owner"]
+    number = sign(owner, info["register"])
+    identities = info["identities"]
+    identity = (
+        identities[number]
+        if number < len(identities)
+        # A successor.  The owner counts its processes, but cannot be asked now.
+        else (*identities[-1][:-1], identities[-1][-1] + number - len(identities) + 1)
+    )
+    me: Any = info["class"].__new__(info["class"])
+    me.__dict__.update(info["state"])
+    config = dict(info["config"])
+    config["authkey"] = them.AuthenticationString(info["authkey"])
+    me.__dict__.update(
+        _identity=identity,
+        _name=info["prefix"] + ":".join(map(str, identity)),
+        _config=config,
+        _parent_pid=owner,
+        _parent_name=info["owner_name"],
+        _popen=None,
+        _closed=False,
+    )
+    sentinel = os.pidfd_open(owner)
+    them._current_process = me
+    them._parent_process = them._ParentProcess(info["owner_name"], owner, sentinel)
+    them._process_counter = itertools.count(1)
+    them._children = set()
+    them._dangling.add(me)
+    from multiprocessing import context
+
+    context._force_start_method(info["method"])
+    if info["tracker"] is not None:
+        from multiprocessing import resource_tracker
+
+        # One tracker for all: with its own, a worker would remove at its end what others use.
+        tracker: Any = resource_tracker._resource_tracker
+        tracker._fd = open_owners(owner, info["tracker"], os.O_WRONLY)
+    util._finalizer_registry.clear()  # type: ignore[attr-defined]
+    util._run_after_forkers()  # type: ignore[attr-defined]
+
+
+def _results_by_name() -> None:
+    """Have results that the original could not send fail as they do there."""
+    from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
+
+    from trireme import _pickling
+
+    by_value = _pickling._dump_by_value
+    explain = _pickling._explain
+
+    def dump(obj: Any, buffer_callback: Any, is_result: bool) -> bytes:
+        if is_result:
+            try:
+                _pickling._dumps(obj, _pickling.PROTOCOL)
+            except Exception as exc:
+                # Of the rest, classes of __main__ came by value and can go back.
+                if "<locals>" in str(exc) or "<lambda>" in str(exc):
+                    raise
+        return by_value(obj, buffer_callback, is_result)
+
+    def say(obj: Any, name: str, exc: Exception, is_result: bool) -> Exception:
+        if is_result:
+            return MaybeEncodingError(exc, obj)  # type: ignore[no-any-return]
+        return explain(obj, name, exc, is_result)
+
+    vars(_pickling).update(_dump_by_value=dump, _explain=say)
+
+
+def begin(setup: int | Info) -> None:
+    """Called in each worker before its first task.  Raises what the user's initializer raises."""
+    info = inherited[setup] if isinstance(setup, int) else setup
+    _become(info)
+    if info["by_name"]:
+        _results_by_name()
+    if info["initializer"] is not None:
+        info["initializer"](*info["initargs"])

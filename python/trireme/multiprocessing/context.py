@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Contexts: the original's, but for ``Pool``.
+
+There is one start method for a process, whichever of the two modules sets it: the default context
+here keeps nothing of its own and asks the original's.
+"""
+
+from __future__ import annotations
+
+from multiprocessing import context as _original
+from multiprocessing import reduction as reduction  # the original's module has this name, too
+from multiprocessing.context import (
+    AuthenticationError,
+    BaseContext,
+    BufferTooShort,
+    Process,
+    ProcessError,
+    TimeoutError,
+    assert_spawning,
+    get_spawning_popen,
+    set_spawning_popen,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .pool import Pool as _Pool
+
+    _Base = BaseContext
+else:
+    _Base = object
+
+__all__ = [
+    "AuthenticationError",
+    "BaseContext",
+    "BufferTooShort",
+    "DefaultContext",
+    "ForkContext",
+    "ForkServerContext",
+    "Process",
+    "ProcessError",
+    "SpawnContext",
+    "TimeoutError",
+    "assert_spawning",
+    "get_spawning_popen",
+    "set_spawning_popen",
+]
+
+
+class _WithPool(_Base):
+    """What our contexts have in place of the original's."""
+
+    def Pool(  # type: ignore[override]
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+    ) -> _Pool:
+        """Returns a process pool object"""
+        from .pool import Pool
+
+        return Pool(
+            processes, initializer, initargs, maxtasksperchild, context=self.get_context()
+        )
+
+    def get_context(self, method: str | None = None) -> Any:
+        """The context of that start method; this one for None."""
+        return self if method is None else concrete(method)
+
+
+class ForkContext(_WithPool, _original.ForkContext):
+    """Processes are forks of this one."""
+
+
+class SpawnContext(_WithPool, _original.SpawnContext):
+    """Processes are fresh interpreters."""
+
+
+class ForkServerContext(_WithPool, _original.ForkServerContext):
+    """Processes are forks of a small process that was started early."""
+
+
+_concrete_contexts: dict[str, Any] = {
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
+}
+
+
+def concrete(method: str) -> Any:
+    """The context for *method*; raises the original's ValueError if there is none."""
+    theirs = _original._default_context.get_context(method)
+    return _concrete_contexts.get(theirs.get_start_method(), theirs)
+
+
+class DefaultContext(_WithPool, _original.DefaultContext):
+    """The context behind the module's functions: the original's default, with our pools."""
+
+    def __init__(self) -> None:
+        """Without a state of its own."""
+
+    # Whoever looks into the original's finds there what is true.
+    @property
+    def _default_context(self) -> Any:
+        return _original._default_context._default_context  # type: ignore[attr-defined]
+
+    @property
+    def _actual_context(self) -> Any:
+        return _original._default_context._actual_context  # type: ignore[attr-defined]
+
+    def get_context(self, method: str | None = None) -> Any:
+        """The context of that start method; that of the set or default one for None."""
+        if method is None:
+            theirs = _original._default_context.get_context()
+            return _concrete_contexts.get(theirs.get_start_method(), theirs)
+        return concrete(method)
+
+    def set_start_method(self, method: str | None, force: bool = False) -> None:
+        """Set the start method of this process, for the original module, too."""
+        _original._default_context.set_start_method(method, force)
+
+    def get_start_method(self, allow_none: bool = False) -> Any:
+        """The name of the start method; with *allow_none*, None while none was set."""
+        return _original._default_context.get_start_method(allow_none)
+
+
+_default_context = DefaultContext()
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_original, name)

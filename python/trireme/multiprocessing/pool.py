@@ -1,0 +1,939 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pool and ThreadPool of multiprocessing.pool, on Trireme's runtime.
+
+A call, and each chunk of a map, is one task of a :class:`trireme.Pool`; what runs once per task is
+that pool's ``submit``, in C.  There are no threads for tasks and results.  A thread runs while
+callbacks wait to be told, and while an ``imap`` reads an input that is long or may have no end.
+
+Semantics are the original's, to the exception's class.  Where the original hangs or loses work,
+this one raises: a worker's death ends the tasks it had started with WorkerLost, terminate() ends
+what it drops, an initializer that fails ends every task with its exception, and so does a chunk
+size below one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import os
+import queue
+import sys
+import threading
+import time
+import types
+import warnings
+import weakref
+from collections import deque
+from concurrent.futures import Future as _StdFuture
+from functools import partial
+from multiprocessing import process as _process
+from multiprocessing import util as _util
+from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
+from multiprocessing.pool import (  # type: ignore[attr-defined]
+    MaybeEncodingError as MaybeEncodingError,
+)
+from multiprocessing.pool import (  # type: ignore[attr-defined]
+    RemoteTraceback as RemoteTraceback,
+)
+
+from .. import _errors, _pickling
+from .. import _pool as _native
+from . import _worker
+from ._lend import Lender
+from .context import TimeoutError, _default_context
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+__all__ = ["Pool", "ThreadPool"]
+
+# Tasks in flight: more than anybody submits at once, so that submitting does not block.  They are
+# 256 bytes each, of memory that is not there before it is used.
+_SLOTS = 1 << 16
+_FEED_AT_ONCE = 4096  # an imap over a longer input than this is fed by a thread
+_FUNCTIONS = 64  # functions of maps that a pool remembers
+_OPTIONS = frozenset(("timeout", "retries", "priority"))  # of trireme.Pool.submit()
+
+_setups = itertools.count(1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Exceptions
+# ---------------------------------------------------------------------------------------------
+
+
+def _translated(exc: BaseException) -> BaseException:
+    """What the original would raise in place of *exc*, which one of our futures ended with."""
+    cause = exc.__cause__
+    if type(cause) is _errors.RemoteTraceback:
+        if isinstance(exc, MaybeEncodingError):
+            exc.__cause__ = None
+        elif isinstance(exc, _pickling.UnpicklableError):
+            return MaybeEncodingError(exc, "the result")
+        elif type(exc) is _errors.RemoteError and exc.original is None:
+            wrapped = MaybeEncodingError(exc.reason, f"{exc.type_name}({exc.message})")
+            wrapped.__cause__ = RemoteTraceback(str(cause))
+            return wrapped
+        else:
+            exc.__cause__ = RemoteTraceback(str(cause))
+    elif isinstance(exc, _pickling.UnpicklableError) and cause is not None:
+        return cause  # raised by the user's own __reduce__ or __getstate__
+    return exc
+
+
+def _failed(exc: BaseException) -> Any:
+    """A future that has ended so."""
+    future: _StdFuture[Any] = _StdFuture()
+    future.set_exception(exc)
+    return future
+
+
+def _await(future: Any, timeout: float | None) -> BaseException | None:
+    """What a future ended with; multiprocessing's TimeoutError if it has not in that time."""
+    try:
+        return future.exception(timeout)  # type: ignore[no-any-return]
+    except Exception:
+        if not future.done():
+            raise TimeoutError from None
+        raise
+
+
+# ---------------------------------------------------------------------------------------------
+# Callbacks
+# ---------------------------------------------------------------------------------------------
+
+
+class _Teller:
+    """Runs a pool's callbacks one after the other on a thread of their own, as the original does.
+
+    On the thread that takes a result they could wait for a lock which the taker holds.  The thread
+    is started for the first callback.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Have *function* called."""
+        with self._lock:
+            self._calls.put(function)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="trireme-callbacks", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        while (function := self._calls.get()) is not None:
+            try:
+                function()
+            except BaseException:
+                args = threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
+                threading.excepthook(args)
+            function = None
+
+    def end(self, wait: bool) -> None:
+        """Let the thread go when it has called what there is; *wait* for that."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._calls.put(None)
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+# ---------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------
+
+
+class ApplyResult:
+    """What ``apply_async`` returns."""
+
+    def __init__(
+        self,
+        future: Any,
+        teller: _Teller,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._future = future
+        self._error: BaseException | None = None
+        self._event: threading.Event | None = None
+        if callback is not None or error_callback is not None:
+            # It is ready when the callback has returned, as in the original.
+            self._callback = callback
+            self._error_callback = error_callback
+            self._event = threading.Event()
+            future.add_done_callback(lambda _: teller.call(self._tell))
+
+    def _tell(self) -> None:
+        try:
+            error = self._failure(None)
+            if error is None:
+                if self._callback is not None:
+                    self._callback(self._value())
+            elif self._error_callback is not None:
+                self._error_callback(error)
+        finally:
+            self._event.set()  # type: ignore[union-attr]
+
+    def _value(self) -> Any:
+        return self._future.result()
+
+    def _failure(self, timeout: float | None) -> BaseException | None:
+        """The exception, the same each time; None for a value."""
+        if self._error is None:
+            error = _await(self._future, timeout)
+            if error is not None:
+                self._error = _translated(error)
+        return self._error
+
+    def _done(self) -> bool:
+        return self._future.done()  # type: ignore[no-any-return]
+
+    def ready(self) -> bool:
+        """Has it ended?"""
+        return self._done() if self._event is None else self._event.is_set()
+
+    def successful(self) -> bool:
+        """Did it end without an exception?  ValueError if it has not ended."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._failure(None) is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until it has ended, at most *timeout* seconds."""
+        if self._event is not None:
+            self._event.wait(timeout)
+            return
+        try:
+            self._failure(timeout)
+        except TimeoutError:
+            pass
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The value, or the exception raised.  TimeoutError after *timeout* seconds."""
+        if self._event is not None and not self._event.wait(timeout):
+            raise TimeoutError
+        error = self._failure(timeout)
+        if error is None:
+            return self._value()
+        raise error
+
+    __class_getitem__: Any = classmethod(types.GenericAlias)
+
+
+AsyncResult = ApplyResult
+
+
+class MapResult(ApplyResult):
+    """What ``map_async`` returns.  It has ended when each of its chunks has."""
+
+    def __init__(
+        self,
+        futures: list[Any],
+        teller: _Teller,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._futures = futures
+        self._seen = 0  # so many of the last are known to have ended
+        self._values: list[Any] | None = None
+        self._left = itertools.count(len(futures) - 1, -1)
+        # Without a chunk there is no callback, as in the original.
+        if not futures:
+            callback = error_callback = None
+        super().__init__(self, teller, callback, error_callback)
+
+    def add_done_callback(self, function: Callable[[Any], object]) -> None:
+        """Have *function* called when every chunk has ended."""
+
+        def one(_: object) -> None:
+            if next(self._left) == 0:
+                function(self)
+
+        for future in self._futures:
+            future.add_done_callback(one)
+
+    def _settle(self, until: float | None) -> None:
+        futures = self._futures
+        # From the last: while we sleep for that, most of the others end.
+        while (seen := self._seen) < len(futures):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            _await(futures[-1 - seen], left)
+            self._seen = seen + 1
+
+    def _failure(self, timeout: float | None) -> BaseException | None:
+        if self._values is None and self._error is None:
+            self._settle(None if timeout is None else time.monotonic() + timeout)
+            futures, values = self._futures, []
+            for future in futures:
+                error = future.exception()
+                if error is not None:
+                    self._error = _translated(error)
+                    break
+                values += future.result()
+            else:
+                self._values = values
+            self._futures = []
+        return self._error
+
+    def _done(self) -> bool:
+        if self._values is None and self._error is None:
+            try:
+                self._settle(time.monotonic())
+            except TimeoutError:
+                return False
+        return True
+
+    def _value(self) -> Any:
+        return self._values
+
+    def _cancel(self) -> None:
+        for future in self._futures:
+            future.cancel()
+
+
+class IMapIterator:
+    """What ``imap`` returns: results in the order of the input.
+
+    The input is read at once, or by a thread of its own, and not as results are taken: the work
+    goes on while nobody looks, after close() too.
+    """
+
+    def __init__(self, native: Any, func: Any, iterable: Iterable[Any]) -> None:
+        self._native = native
+        self._func = func
+        self._turn = threading.Lock()
+        self._futures: deque[Any] = deque()  # not yet given out
+        self._ended: deque[Any] = deque()  # found to have ended, unless in order
+        self._more = threading.Condition(threading.Lock())
+        self._length: int | None = None  # of the input, when it has been read
+        self._feeder: threading.Thread | None = None
+        sized: Any = iterable
+        if type(iterable) in (list, tuple, range) and len(sized) <= _FEED_AT_ONCE:
+            self._feed(iterable)
+        else:
+            self._feeder = threading.Thread(
+                target=self._feed, args=(iterable,), name="trireme-imap", daemon=True
+            )
+            self._feeder.start()
+
+    def _feed(self, iterable: Iterable[Any]) -> None:
+        add, submit, func, native = self._add, self._native.submit, self._func, self._native
+        sent = 0
+        try:
+            for item in iterable:
+                try:
+                    add(submit(func, item))
+                except Exception as exc:
+                    if native._is_fork:
+                        raise
+                    add(_failed(exc))
+                    if native._refused:
+                        return
+                finally:
+                    sent += 1
+        except Exception as exc:
+            # The input's own exception comes after what it gave before.
+            sent += 1
+            add(_failed(exc))
+        finally:
+            item = None
+            self._func = None
+            self._over(sent)
+
+    def _add(self, future: Any) -> None:
+        self._futures.append(future)
+        if self._feeder is not None:
+            with self._more:
+                self._more.notify()
+
+    def _over(self, length: int) -> None:
+        with self._more:
+            self._length = length
+            self._more.notify_all()
+
+    def _take(self, until: float | None) -> Any:
+        futures = self._futures
+        if not futures:
+            with self._more:
+                while not futures:
+                    if self._length is not None:
+                        raise StopIteration
+                    left = None if until is None else until - time.monotonic()
+                    if not self._more.wait(left) and not futures and self._length is None:
+                        raise TimeoutError
+        future = futures[0]
+        _await(future, None if until is None else max(0.0, until - time.monotonic()))
+        futures.popleft()
+        return future
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, or its exception raised.  TimeoutError after *timeout* seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        if not self._turn.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise TimeoutError
+        try:
+            future = self._take(until)
+        finally:
+            self._turn.release()
+        error = future.exception()
+        if error is None:
+            return future.result()
+        raise _translated(error)
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """What ``imap_unordered`` returns: results as they come.
+
+    Who asks for a result looks for one that has ended.  Tasks start in the order they were sent,
+    so those that have ended are in front of, or between, as many others as there are workers.
+    """
+
+    def _take(self, until: float | None) -> Any:
+        ended, futures = self._ended, self._futures
+        native = self._native
+        few = native.workers + 1
+        while not ended:
+            self._look(few)
+            if ended:
+                break
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            if not futures:
+                with self._more:
+                    if not futures:
+                        if self._length is not None:
+                            raise StopIteration
+                        self._more.wait(left)
+            # Not for ever: another thread may take what ended in this moment.
+            elif native._step(0.05 if left is None else min(left, 0.05)):
+                self._look(few)
+                if not ended:
+                    self._look(len(futures))  # a death has changed the order
+        return ended.popleft()
+
+    def _look(self, most: int) -> None:
+        futures = self._futures
+        running: list[Any] = []
+        while futures and len(running) < most:
+            future = futures.popleft()
+            if future.done():
+                self._ended.append(future)
+            else:
+                running.append(future)
+        futures.extendleft(reversed(running))
+
+
+# ---------------------------------------------------------------------------------------------
+# Pools
+# ---------------------------------------------------------------------------------------------
+
+
+class _PoolWorker:
+    """One worker as ``Pool._pool`` lists it: enough to ask who it is."""
+
+    daemon = True
+
+    def __init__(self, pid: int, name: str, pids: Callable[[], list[int]]) -> None:
+        self.pid = self.ident = pid
+        self.name = name
+        self._pids = pids
+
+    def is_alive(self) -> bool:
+        """Is it one of the pool's still?"""
+        return self.pid in self._pids()
+
+    @property
+    def exitcode(self) -> int | None:
+        """None while it is alive; how it ended is not kept."""
+        return None if self.is_alive() else 0
+
+    def __repr__(self) -> str:
+        return f"<{self.name} pid={self.pid}>"
+
+
+class Pool:
+    """A pool of worker processes with the original's methods.
+
+    A pool that is dropped without close() or terminate() warns and is terminated.
+    """
+
+    _by_name = True  # results that only trireme could send fail, as in the original
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+    ) -> None:
+        self._state = INIT
+        self._ctx = context or _default_context.get_context()
+        self._maxtasksperchild = maxtasksperchild
+        self._initializer = initializer
+        self._initargs = initargs
+        if processes is None:
+            processes = _native._default_workers()
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and (
+            not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0
+        ):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._processes = operator.index(processes)
+        self._functions: dict[int, tuple[Any, Any]] = {}
+        self._born: dict[int, tuple[Any, Any]] = {}
+        self._feeders: list[threading.Thread] = []
+        self._teller = _Teller()
+        self._native: Any = self._open()
+        self._submit = self._native.submit
+        self._state = RUN
+
+    @staticmethod
+    def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:
+        """The Process object that a worker has as its current_process()."""
+        return ctx.Process(*args, **kwds)
+
+    def _open(self) -> Any:
+        method = self._ctx.get_start_method()
+        if method not in _native.STARTS:
+            method = "spawn"
+        lender = Lender()
+        try:
+            info = self._worker_info(method, lender)
+            options: dict[str, Any] = {"start": method, "slots": _SLOTS}
+            if method == "fork":
+                number = next(_setups)
+                _worker.inherited[number] = info
+                self._born = _born()
+                try:
+                    native = self._open_native(number, options)
+                finally:
+                    del _worker.inherited[number]
+            else:
+                with lender.spawning():
+                    native = self._open_native(info, options)
+        except BaseException:
+            lender.close()
+            raise
+        self._register = lender.register
+        self._close_lender = weakref.finalize(native, lender.close)
+        self._close_lender.atexit = False
+        return native
+
+    def _open_native(self, setup: Any, options: dict[str, Any]) -> Any:
+        try:
+            return _native.Pool(
+                self._processes,
+                initializer=_worker.begin,
+                initargs=(setup,),
+                max_tasks_per_worker=self._maxtasksperchild,
+                **options,
+            )
+        except _pickling.UnpicklableError as exc:
+            raise _translated(exc) from None
+
+    def _worker_info(self, method: str, lender: Lender) -> dict[str, Any]:
+        """What _worker.begin() needs."""
+        models = []
+        for _ in range(self._processes):
+            model = self.Process(self._ctx)
+            model.daemon = True
+            models.append(model)
+        model = models[0]
+        self._prefix = model.name.removesuffix(":".join(map(str, model._identity))).replace(
+            "Process", "PoolWorker"
+        )
+        self._identities = [m._identity for m in models]
+        tracker = None
+        if method != "fork":
+            from multiprocessing import resource_tracker
+
+            tracker = resource_tracker.getfd()
+        me = _process.current_process()
+        state = dict(vars(model))
+        for name in ("_config", "_parent_pid", "_parent_name", "_popen", "_name", "_identity"):
+            state.pop(name, None)
+        config = dict(model._config)
+        return {
+            "owner": os.getpid(),
+            "owner_name": me.name,
+            "authkey": bytes(config.pop("authkey", me.authkey)),
+            "config": config,
+            "class": type(model),
+            "state": state,
+            "identities": self._identities,
+            "prefix": self._prefix,
+            "method": method,
+            "register": lender.register,
+            "tracker": tracker,
+            "by_name": self._by_name,
+            "initializer": self._initializer,
+            "initargs": tuple(self._initargs),
+        }
+
+    # ------------------------------------------------------------------ sending
+
+    def _check_running(self) -> None:
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+
+    def _send(self, func: Any, args: Any, kwds: Any) -> Any:
+        """A future of ``func(*args, **kwds)``; what cannot be sent is its exception."""
+        if self._born:
+            func = self._born.get(id(func), (func, func))[1]
+        if kwds and not _OPTIONS.isdisjoint(kwds):
+            func, kwds = partial(func, **kwds), {}
+        try:
+            return self._submit(func, *args, **kwds)
+        except Exception as exc:
+            if self._native._is_fork:
+                raise
+            return _failed(exc)
+
+    def _mapper(self, func: Any, run: Any) -> Any:
+        """*run* with *func*, the same object each time, so that it is sent once."""
+        key = id(func) if run is _worker.run_chunk else -id(func)
+        known = self._functions.get(key)
+        if known is None or known[0] is not func:
+            if len(self._functions) >= _FUNCTIONS:
+                self._functions.clear()
+            sent = self._born.get(id(func), (func, func))[1]
+            known = self._functions[key] = (func, self._stand(run, sent, func))
+        return known[1]
+
+    @staticmethod
+    def _stand(run: Any, sent: Any, func: Any) -> Any:
+        return _Stand(partial, (run, sent), func)
+
+    def apply(self, func: Callable[..., Any], args: Any = (), kwds: Any = {}) -> Any:  # noqa: B006
+        """``func(*args, **kwds)`` on a worker."""
+        return self.apply_async(func, args, kwds).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Any = (),
+        kwds: Any = {},  # noqa: B006
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> ApplyResult:
+        """Start :meth:`apply`."""
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+        future = self._send(func, args, kwds)
+        return ApplyResult(future, self._teller, callback, error_callback)
+
+    def map(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """*func* of each item, as a list."""
+        return self._get(self._map(func, iterable, _worker.run_chunk, chunksize))
+
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+    ) -> list[Any]:
+        """*func* of the arguments in each item, as a list."""
+        return self._get(self._map(func, iterable, _worker.run_star, chunksize))
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """Start :meth:`map`."""
+        return self._map(func, iterable, _worker.run_chunk, chunksize, callback, error_callback)
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """Start :meth:`starmap`."""
+        return self._map(func, iterable, _worker.run_star, chunksize, callback, error_callback)
+
+    @staticmethod
+    def _get(result: MapResult) -> list[Any]:
+        try:
+            return result.get()  # type: ignore[no-any-return]
+        except KeyboardInterrupt:
+            result._cancel()
+            raise
+
+    def _map(
+        self,
+        func: Any,
+        iterable: Iterable[Any],
+        run: Any,
+        chunksize: int | None,
+        callback: Any = None,
+        error_callback: Any = None,
+    ) -> MapResult:
+        self._check_running()
+        futures: list[Any]
+        if not hasattr(iterable, "__len__"):
+            iterable = list(iterable)
+        try:
+            items: Any = iterable if type(iterable) in (list, tuple, range) else list(iterable)
+        except Exception as exc:
+            return MapResult([_failed(exc)], self._teller, callback, error_callback)
+        if chunksize is None:
+            chunksize, extra = divmod(len(items), self._processes * 4)
+            if extra:
+                chunksize += 1
+        elif chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        mapper = self._mapper(func, run)
+        futures = []
+        for first in range(0, len(items), chunksize or 1):
+            futures.append(self._send(mapper, (items[first : first + chunksize],), {}))
+        return MapResult(futures, self._teller, callback, error_callback)
+
+    def imap(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> Iterator[Any]:
+        """An iterator over the results, in order."""
+        return self._imap(IMapIterator, func, iterable, chunksize)
+
+    def imap_unordered(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> Iterator[Any]:
+        """An iterator over the results, as they come."""
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize)
+
+    def _imap(self, kind: Any, func: Any, iterable: Iterable[Any], chunksize: int) -> Any:
+        self._check_running()
+        if chunksize == 1:
+            func = self._born.get(id(func), (func, func))[1]
+            return self._started(kind(self._native, func, iterable))
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        mapper = self._mapper(func, _worker.run_chunk)
+        chunks = self._started(kind(self._native, mapper, _batches(iterable, chunksize)))
+        return (item for chunk in chunks for item in chunk)
+
+    def _started(self, result: Any) -> Any:
+        self._feeders = [thread for thread in self._feeders if thread.is_alive()]
+        if result._feeder is not None:
+            self._feeders.append(result._feeder)
+        return result
+
+    # ------------------------------------------------------------------ ending
+
+    def close(self) -> None:
+        """Take no more tasks."""
+        _util.debug("closing pool")
+        if self._state == RUN:
+            self._state = CLOSE
+            if not any(thread.is_alive() for thread in self._feeders):
+                self._native.close()
+
+    def terminate(self) -> None:
+        """End the workers at once.  Tasks that have not ended raise WorkerLost."""
+        _util.debug("terminating pool")
+        self._state = TERMINATE
+        self._native.terminate()
+        self._teller.end(False)
+        self._clear()
+
+    def join(self) -> None:
+        """Wait until the tasks have ended and the workers have left."""
+        _util.debug("joining pool")
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        if self._state == CLOSE:
+            for thread in self._feeders:
+                thread.join()
+            self._native.close()
+        self._native.join()
+        self._teller.end(True)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._functions.clear()
+        self._born = {}
+        if self._native._joined:
+            self._close_lender()
+
+    def __enter__(self) -> Pool:
+        self._check_running()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.terminate()
+
+    def __reduce__(self) -> Any:
+        raise NotImplementedError(
+            "pool objects cannot be passed between processes or pickled"
+        )
+
+    def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:
+        if self._state == RUN:
+            _warn(
+                f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self
+            )
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def _pool(self) -> list[_PoolWorker]:
+        """The workers; those that are being started are waited for."""
+        native = self._native
+        if native._joined or native._is_fork:
+            return []
+        limit = time.monotonic() + 5
+        while True:
+            alive = set(native._pids())
+            found = [
+                _PoolWorker(pid, self._name(number), native._pids)
+                for number, pid in enumerate(_worker.signed(self._register))
+                if pid in alive
+            ]
+            if len(found) >= self._processes or native._broken or time.monotonic() > limit:
+                return found
+            native._step(0.005)
+
+    def _name(self, number: int) -> str:
+        here = self._identities
+        identity = (
+            here[number]
+            if number < len(here)
+            else (*here[-1][:-1], here[-1][-1] + number - len(here) + 1)
+        )
+        return self._prefix + ":".join(map(str, identity))
+
+    def _repopulate_pool(self) -> None:
+        """Nothing: the warden replaces workers by itself."""
+
+    def __repr__(self) -> str:
+        cls = self.__class__
+        return (
+            f"<{cls.__module__}.{cls.__qualname__} state={self._state} "
+            f"pool_size={self._processes}>"
+        )
+
+
+class ThreadPool(Pool):
+    """A pool of threads with the methods of :class:`Pool`."""
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+    ) -> None:
+        super().__init__(processes, initializer, initargs)
+
+    @staticmethod
+    def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:
+        """A thread with a Process's methods."""
+        from multiprocessing.dummy import Process
+
+        return Process(*args, **kwds)
+
+    def _open(self) -> Any:
+        self._close_lender = weakref.finalize(self, _nothing)
+        return _native.Pool(
+            self._processes,
+            kind="thread",
+            initializer=self._initializer,
+            initargs=self._initargs,
+            slots=_SLOTS,
+        )
+
+    @staticmethod
+    def _stand(run: Any, sent: Any, func: Any) -> Any:
+        return partial(run, sent)
+
+    @property
+    def _pool(self) -> list[_PoolWorker]:
+        joined = self._native._joined
+        pids: list[int] = [] if joined else [os.getpid()]
+        return [
+            _PoolWorker(os.getpid(), f"Thread-{i + 1}", lambda: pids)
+            for i in range(0 if joined else self._processes)
+        ]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _batches(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """The items in tuples of *size*."""
+    it = iter(iterable)
+    while batch := tuple(itertools.islice(it, size)):
+        yield batch
+
+
+def _born() -> dict[int, tuple[Any, Any]]:
+    """By id, the functions of modules that only a fork of this process has.
+
+    They are there in its workers with the globals they have now, locks and queues among them, and
+    so go by name.  One that is defined later goes by value.
+    """
+    _pickling._look_for_strange_modules()
+    found = {}
+    for name in [*_pickling._strange]:
+        module = sys.modules.get(name)
+        for value in list(vars(module).values()) if isinstance(module, types.ModuleType) else ():
+            if (
+                isinstance(value, types.FunctionType)
+                and value.__module__ == name
+                and _pickling._resolve(name, value.__qualname__) is value
+            ):
+                where = (name.encode(), value.__qualname__)
+                found[id(value)] = (value, _Stand(_worker.find, where, value))
+    return found
+
+
+class _Stand:
+    """Stands for a callable that a worker makes: ``make(*parts)``.
+
+    It goes by the name of the user's function in messages.  What it is made of never changes,
+    which _pickling's watch is told as a frozen dataclass would, so that it is sent once.
+    """
+
+    __dataclass_params__ = types.SimpleNamespace(frozen=True)
+    __dataclass_fields__ = ("_make", "_parts")
+
+    def __init__(self, make: Any, parts: tuple[Any, ...], named: Any) -> None:
+        self._make = make
+        self._parts = parts
+        for name in ("__module__", "__qualname__"):
+            text = getattr(named, name, None)
+            setattr(self, name, text if isinstance(text, str) else type(named).__qualname__)
+
+    def __call__(self, *args: Any, **kwds: Any) -> Any:
+        return self._make(*self._parts)(*args, **kwds)
+
+    def __reduce__(self) -> Any:
+        return self._make, self._parts
