@@ -370,6 +370,11 @@ def _move_in(environ: dict[str, str] | None, cwd: str | None) -> None:
     """Take the owner's environment and folder of now: the fork server has those of its start."""
     if environ is not None:
         here = os.environ
+        # The fork server's own limits of BLAS threads are for _limits to judge, unless the owner
+        # has set the variables since.
+        ours = [n for n in here.get("TRIREME_SET", "").split(",") if n in here and n not in environ]
+        if ours:
+            environ = {**environ, **{n: here[n] for n in ours}, "TRIREME_SET": ",".join(ours)}
         for name in [n for n in here if n not in environ]:
             del here[name]
         for name, value in environ.items():
