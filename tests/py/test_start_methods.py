@@ -599,7 +599,10 @@ with open_pool() as pool:
             "True",
             "[1]",
         ]
-        assert script.group() == []
+        gone_by = time.monotonic() + 1  # the warden leaves when it sees that the owner has
+        while script.group():
+            assert time.monotonic() < gone_by, "a process was left over"
+            time.sleep(0.01)
 
 
 @WITH_CP
