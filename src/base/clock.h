@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* clock.h - the one clock: monotonic nanoseconds, so that a clock set by hand moves nothing; and
- * what the calling thread has computed, which no other program disturbs. */
+/* clock.h - the one clock: monotonic nanoseconds, so that a clock set by hand moves nothing. */
 #ifndef TRI_BASE_CLOCK_H
 #define TRI_BASE_CLOCK_H
 
@@ -12,15 +11,6 @@ static inline int64_t tri_now_ns(void)
     struct timespec ts;
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-/* A system call, unlike the other. */
-static inline int64_t tri_thread_cpu_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 

@@ -29,8 +29,7 @@
 #define WINDOW_FEW 2   /* chunks in flight per worker */
 #define WINDOW_MANY 24 /* of at most SMALL_BYTES each way and CHUNK_NS or so */
 #define SMALL_BYTES (256 << 10)
-#define MEASURED 64   /* items in a chunk from which on reading it is measured */
-#define OWN_SHARE 0.6 /* of a CPU that reading takes, from which on it decides the pace */
+#define BEHIND 4 /* chunks found ended at one look: the owner does not keep up */
 
 enum mode { J_MAP = 0, J_ORDERED = 1, J_UNORDERED = 2, J_ASYNC = 3 };
 
@@ -65,7 +64,6 @@ typedef struct JobObject {
     bool star, caller, helping, exhausted, watched, stopped;
     Py_ssize_t n, next, chunk, in_flight, done_items, last_size;
     double item_ns, most_ns;           /* most_ns: of a whole chunk */
-    double own_ns;                     /* what reading one result takes */
     uint64_t most_bytes;               /* of a chunk's arguments or results */
     struct chunk *head, **tail;        /* sent, not yet given out */
     struct chunk *ready, **ready_tail; /* ended, not yet given out; not kept by J_ORDERED */
@@ -473,15 +471,8 @@ static int collect(JobObject *j)
     int n = 0, err = 0;
 
     while ((c = pop_ready(j)) != NULL) {
-        int64_t start = c->n >= MEASURED ? tri_thread_cpu_ns() : 0;
-
         unlink_chunk(j, c);
         err = chunk_read(j, c, ((PyListObject *)j->results)->ob_item + c->first);
-        if (start) {
-            double ns = (double)(tri_thread_cpu_ns() - start) / (double)c->n;
-
-            j->own_ns += (ns - j->own_ns) / (j->own_ns > 0 ? 4 : 1);
-        }
         if (!err)
             err = report(j, c->n);
         chunk_free(c);
@@ -492,17 +483,9 @@ static int collect(JobObject *j)
     return n;
 }
 
-/* Would reading the results of all workers take most of a CPU?  Functions of 50 ns are so. */
-static bool is_what_all_wait_for(const JobObject *j)
-{
-    double workers = (double)j->pool->core->p->view.nworkers;
-
-    return j->own_ns > 0 && j->item_ns > 0 && workers * j->own_ns > OWN_SHARE * j->item_ns;
-}
-
 /*
  * The owner works, so a worker may have to make room (tri_helper_begin): when it computes items
- * itself, and when it is what all wait for, since then it needs a CPU for itself.
+ * itself, and when results come faster than it reads them, since then it is what all wait for.
  */
 static void start_helping(JobObject *j)
 {
@@ -584,13 +567,13 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         if (send_some(j, 0) < 0)
             goto failed;
         moved = pool_pump(j->pool);
+        if (moved >= BEHIND)
+            start_helping(j);
         if (moved >= 0) {
             int got = collect(j);
 
             moved = got < 0 ? -1 : moved + got;
         }
-        if (is_what_all_wait_for(j))
-            start_helping(j);
         if (moved < 0)
             goto failed;
         if (moved)
@@ -600,8 +583,7 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
                 goto failed;
             continue;
         }
-        if (!is_what_all_wait_for(j))
-            stop_helping(j);
+        stop_helping(j);
         if (timeout_ns > 0 && (left = until - tri_now_ns()) <= 0)
             left = 0;
         moved = pool_wait(j->pool, key, j->head && !j->head->ended ? j->head->slot : TRI_ANY_SLOT,
