@@ -420,11 +420,13 @@ static int ring_pop(struct tri_pool *p, uint32_t w, struct tri_done *out)
     if (tail - head > cap) {
         /* Only a scribble can do that.  Skip to the end, and look for what the ring did not say. */
         tri_store_rlx(&m->ring_head, tail);
+        tri_store_rlx(&p->view.worker[w].taken, tail);
         tri_repair_done(p, w);
         return 2;
     }
     entry = tri_load_rlx(&p->view.rings[(uint64_t)w * cap + (head & (cap - 1))]);
     tri_store_rlx(&m->ring_head, head + 1);
+    tri_store_rlx(&p->view.worker[w].taken, head + 1);
     slot = (uint32_t)entry & (TRI_MAX_SLOTS - 1);
     if (!done_with(p, slot, entry >> TRI_CELL_SLOT_BITS))
         return 2;

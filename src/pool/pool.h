@@ -370,6 +370,8 @@ void tri_worker_rest(struct tri_worker *w);
 /* Between two tasks: leave the CPU to the owner for a moment, where that pays.  See sleep.c. */
 #define TRI_ROOM_EVERY 64
 void tri_worker_make_room(struct tri_worker *w);
+/* After a task of so long: let the owner have this CPU if it does not keep up.  May yield it. */
+void tri_worker_give_way(struct tri_worker *w, int64_t took_ns);
 /* Has it to leave the queue alone, because a caller works in its place? */
 bool tri_worker_parked(const struct tri_worker *w);
 

@@ -53,6 +53,7 @@
  * mode in which both sides always sleep).
  */
 #include <errno.h>
+#include <sched.h>
 
 #include "base/clock.h"
 #include "base/futex.h"
@@ -63,6 +64,7 @@
 #define LAZY_NS 1000000
 #define NAP_NS 1000000
 #define TINY_NS 4000
+#define GIVE_WAY_NS 100000
 #define LAZY_ABOVE 64
 #define SPIN_PAYS_FACTOR 3 /* spin when waits of late took less than this times the spin */
 
@@ -270,6 +272,18 @@ void tri_worker_make_room(struct tri_worker *w)
     }
     if (others >= enough)
         tri_futex_wait(&w->view.worker[w->id].bell, 0, NAP_NS);
+}
+
+/*
+ * Of a map's chunks the owner has more of ours to read than the last one: it is behind, perhaps
+ * because it waits for this very CPU, and then all would wait for it in the end.  It goes first.
+ */
+void tri_worker_give_way(struct tri_worker *w, int64_t took_ns)
+{
+    const struct tri_worker_line *line = &w->view.worker[w->id];
+
+    if (took_ns > GIVE_WAY_NS && w->done_tail - tri_load_rlx(&line->taken) > 1)
+        sched_yield();
 }
 
 /* ------------------------------------------------------------------ the owner */

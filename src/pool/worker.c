@@ -311,7 +311,7 @@ static void run(struct tri_worker *w, uint32_t idx)
 {
     struct tri_slot *s = &w->view.slot[idx];
     bool timed = s->flags & TRI_F_TIMED, limited = s->timeout_ns > 0 && w->process;
-    int64_t start = 0;
+    int64_t start = 0, took = 0;
 
     if (timed || s->timeout_ns > 0)
         s->started_ns = start = tri_now_ns();
@@ -332,13 +332,15 @@ static void run(struct tri_worker *w, uint32_t idx)
     if (limited)
         deadline_clear(w);
     if (timed)
-        s->exec_ns = tri_now_ns() - start;
+        s->exec_ns = took = tri_now_ns() - start;
     if (w->spill_fd && s->res_flags & TRI_R_SPILLED)
         tri_spill_send(w);
     else if (w->spill_fd)
         tri_spill_drop(w);
     w->slot = NULL;
     publish(w, idx);
+    if (w->process)
+        tri_worker_give_way(w, took);
 }
 
 void tri_worker_loop(struct tri_worker *w)

@@ -177,6 +177,8 @@ struct tri_worker_line {
     alignas(TRI_LINE) _Atomic uint64_t outputs;
     /* futex word: 1 = wake up.  Set by the waker, cleared by the worker. */
     alignas(TRI_LINE) _Atomic uint32_t bell;
+    /* of its completion ring: entries the owner has taken.  The owner writes it. */
+    alignas(TRI_LINE) _Atomic uint64_t taken;
     /* completion ring: only the worker writes tail */
     alignas(TRI_LINE) _Atomic uint64_t done_tail;
     alignas(TRI_LINE) uint8_t note[TRI_WORKER_NOTE];

@@ -7,8 +7,10 @@
  *   fn.c       type Function: a callable as it travels, sent once per pool
  *   value.c    arguments and results: fast form, or pickle with buffers beside it
  *   block.c    type Block: arena memory as a Python buffer
+ *   chunk.c    the worker's side: many items in one task
  *   future.c   type FutureBase
  *   job.c      type Job: a map, as one call, as an iterator, or in the background
+ *   reveal.c   what a task gets in the place of a Shared
  *   run.c      the worker's side: the hooks that run Python tasks
  *
  * All state is in the module state or in objects; no PyObject * ever enters memory that another
@@ -193,12 +195,13 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
 
 extern PyType_Spec pool_spec, future_spec, block_spec, fn_spec, job_spec;
 
-/* ------------------------------------------------------------------ run.c */
+/* ------------------------------------------------------------------ tasks */
 
 /* Call fn in this process, with what a Shared stands for in its place. */
 PyObject *call_here(struct state *st, PyObject *fn, PyObject *item, bool star);
-PyObject *reveal(struct state *st, PyObject *args);
-PyObject *reveal_kwargs(struct state *st, PyObject *kwargs);
+/* What a task gets for v, an argument or a tuple, list or dict of them.  A new reference. */
+PyObject *reveal(struct state *st, PyObject *v);
+/* The arguments that a functools.partial has already are arguments too. */
 PyObject *reveal_function(struct state *st, PyObject *fn);
 extern const struct tri_hooks process_hooks, thread_hooks;
 PyObject *warden_main(PyObject *module, PyObject *args);

@@ -193,7 +193,7 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
             PyTuple_SET_ITEM(tuple, i - 1, Py_NewRef(args[i]));
         if (tuple)
             Py_SETREF(tuple, reveal(pool->st, tuple));
-        kwargs = kwargs && tuple ? reveal_kwargs(pool->st, kwargs) : NULL;
+        kwargs = kwargs && tuple ? reveal(pool->st, kwargs) : NULL;
         if (tuple && !PyErr_Occurred())
             objects[0] = reveal_function(pool->st, args[0]);
         if (tuple && objects[0] && !PyErr_Occurred())

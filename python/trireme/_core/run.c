@@ -18,23 +18,10 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "ext.h"
+#include "run.h"
 
 #define FNS_MAX 256
 #define GIL_LOAN_NS 1000000 /* a thread that runs only builtins lends the GIL this often */
-
-struct local {
-    struct state *st;
-    PyObject *module; /* keeps st alive */
-    PyObject *fns;    /* id -> callable */
-    PyObject *worker; /* trireme._worker */
-    PyObject *flush;
-    PyObject *worker_dict, *written;
-    uint64_t last_id;
-    PyObject *last_fn; /* borrowed from fns */
-    PyThreadState *ts; /* threads */
-    int64_t lent_ns;
-};
 
 /* ------------------------------------------------------------------ results */
 
@@ -68,7 +55,7 @@ static int put_bytes(struct tri_worker *w, const void *bytes, uint64_t n, int co
     return 0;
 }
 
-static int put_buf(struct tri_worker *w, struct tri_buf *b)
+int put_buf(struct tri_worker *w, struct tri_buf *b)
 {
     struct tri_slot *s = w->slot;
     int err = 0;
@@ -83,8 +70,7 @@ static int put_buf(struct tri_worker *w, struct tri_buf *b)
     return err;
 }
 
-/* The exception that is set becomes the result.  Never fails: an empty report is one too. */
-static void put_exception(struct tri_worker *w, struct state *st)
+void put_exception(struct tri_worker *w, struct state *st)
 {
     PyObject *type, *exc, *tb, *data = NULL;
 
@@ -107,7 +93,7 @@ static void put_exception(struct tri_worker *w, struct state *st)
     Py_XDECREF(tb);
 }
 
-static int put_pickled(struct tri_worker *w, struct state *st, PyObject *value)
+int put_pickled(struct tri_worker *w, struct state *st, PyObject *value)
 {
     struct res_room room = {w};
     PyObject *pair;
@@ -135,161 +121,6 @@ static int put_value(struct tri_worker *w, struct state *st, PyObject *value)
         return put_buf(w, &b);
     tri_buf_free(&b);
     return err == TRI_ENC_ERROR ? -1 : put_pickled(w, st, value);
-}
-
-/* ------------------------------------------------------------------ shared objects */
-
-/*
- * A Shared that is an argument gives way to the object that it stands for, and so does one in a
- * tuple, a list or a dict (of exactly these types) among the arguments.  What a functools.partial
- * holds are arguments.  Anywhere else, in an attribute or a closure, it stays what it is.  The rule
- * is the same for every kind of pool, so it is applied behind the unpickling and not by it;
- * _share.reveal() is the same for a serial pool.
- *
- * A container in which something is replaced becomes a copy, the others remain themselves: a task
- * on a thread may be given a list to put something in.  Nothing is walked while this process holds
- * no Shared.
- */
-#define DEPTH_MAX 64 /* of containers in each other; further down nothing is looked for */
-
-struct search {
-    PyTypeObject *shared;
-    PyObject *seen; /* id of a container -> what takes its place: against cycles */
-    PyObject *kept; /* containers that gave way; their ids must not be used again */
-    int depth;
-};
-
-static bool is_container(PyObject *v)
-{
-    return PyTuple_CheckExact(v) || PyList_CheckExact(v) || PyDict_CheckExact(v);
-}
-
-/* Is there anything in a container that a search must look at? */
-static bool worth_a_look(const struct search *k, PyObject *v)
-{
-    PyObject *name, *item;
-    Py_ssize_t at = 0;
-
-    if (PyDict_CheckExact(v)) {
-        while (PyDict_Next(v, &at, &name, &item))
-            if (Py_TYPE(item) == k->shared || is_container(item))
-                return true;
-        return false;
-    }
-    for (; at < PySequence_Fast_GET_SIZE(v); at++) {
-        item = PySequence_Fast_GET_ITEM(v, at);
-        if (Py_TYPE(item) == k->shared || is_container(item))
-            return true;
-    }
-    return false;
-}
-
-static PyObject *search(struct search *k, PyObject *v);
-
-/* The items are held while they are looked at, and the size is asked for each time: replacing one
- * may run a destructor or, in a dict, a key's comparison, which may change the container. */
-static PyObject *search_sequence(struct search *k, PyObject *v)
-{
-    PyObject *out = NULL;
-
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(v); i++) {
-        PyObject *item = Py_NewRef(PySequence_Fast_GET_ITEM(v, i)), *now = search(k, item);
-
-        if (now && now != item && !out && !(out = PySequence_List(v)))
-            Py_CLEAR(now);
-        Py_DECREF(item);
-        if (!now) {
-            Py_XDECREF(out);
-            return NULL;
-        }
-        if (out && i < PyList_GET_SIZE(out))
-            PyList_SetItem(out, i, now);
-        else
-            Py_DECREF(now);
-    }
-    if (out && PyTuple_CheckExact(v))
-        Py_SETREF(out, PyList_AsTuple(out));
-    else if (!out)
-        out = Py_NewRef(v);
-    return out;
-}
-
-static PyObject *search_dict(struct search *k, PyObject *v)
-{
-    PyObject *out = NULL, *name, *item, *now;
-    Py_ssize_t at = 0;
-    int err = 0;
-
-    while (!err && PyDict_Next(v, &at, &name, &item)) {
-        Py_INCREF(name);
-        Py_INCREF(item);
-        now = search(k, item);
-        if (!now || (now != item && !out && !(out = PyDict_Copy(v))))
-            err = -1;
-        else if (now != item)
-            err = PyDict_SetItem(out, name, now);
-        Py_XDECREF(now);
-        Py_DECREF(item);
-        Py_DECREF(name);
-    }
-    if (err) {
-        Py_XDECREF(out);
-        return NULL;
-    }
-    return out ? out : Py_NewRef(v);
-}
-
-/* What takes v's place: a new reference to v itself, to an object, or to a copy. */
-static PyObject *search(struct search *k, PyObject *v)
-{
-    PyObject *id, *out;
-
-    if (Py_TYPE(v) == k->shared)
-        return PyObject_GetAttrString(v, "value");
-    if (!is_container(v) || k->depth >= DEPTH_MAX || !worth_a_look(k, v))
-        return Py_NewRef(v);
-    id = PyLong_FromVoidPtr(v);
-    if (!id)
-        return NULL;
-    out = PyDict_GetItemWithError(k->seen, id);
-    if (out || PyErr_Occurred()) {
-        Py_DECREF(id);
-        return Py_XNewRef(out);
-    }
-    if (PyDict_SetItem(k->seen, id, v) == 0) {
-        k->depth++;
-        out = PyDict_CheckExact(v) ? search_dict(k, v) : search_sequence(k, v);
-        k->depth--;
-    }
-    if (out && out != v && (PyDict_SetItem(k->seen, id, out) < 0 || PyList_Append(k->kept, v) < 0))
-        Py_CLEAR(out);
-    Py_DECREF(id);
-    return out;
-}
-
-/* What a task gets for v: an argument, or a tuple, list or dict of them.  A new reference. */
-static PyObject *arrive(struct state *st, PyObject *v)
-{
-    struct search k = {.shared = (PyTypeObject *)st->shared_type};
-    PyObject *live, *out = NULL;
-    bool any;
-
-    if (!k.shared || (Py_TYPE(v) != k.shared && (!is_container(v) || !worth_a_look(&k, v))))
-        return Py_NewRef(v);
-    live = PyObject_GetAttrString((PyObject *)k.shared, "_live");
-    if (!live)
-        return NULL;
-    any = PyDict_Check(live) && PyDict_GET_SIZE(live) > 0;
-    Py_DECREF(live);
-    if (!any)
-        return Py_NewRef(v);
-    k.seen = PyDict_New();
-    k.kept = PyList_New(0);
-    if (k.seen && k.kept)
-        out = search(&k, v);
-    Py_XDECREF(k.seen);
-    Py_XDECREF(k.kept);
-    return out;
 }
 
 /* ------------------------------------------------------------------ one task */
@@ -326,15 +157,12 @@ static PyObject *function_of(struct tri_worker *w, struct local *l, const struct
     return fn;
 }
 
-static const uint8_t *arg_bytes(const struct tri_worker *w, const struct tri_slot *s)
+const uint8_t *arg_bytes(const struct tri_worker *w, const struct tri_slot *s)
 {
     return s->arg_off ? w->view.base + s->arg_off : s->arg;
 }
 
-/* Unpickle the arguments: a tuple, a pair (tuple, dict) or a chunk's list.  *root is the Block that
- * the arrays among them lie in. */
-static PyObject *args_unpickle(struct tri_worker *w, struct local *l, struct tri_slot *s,
-                               PyObject **root)
+PyObject *args_unpickle(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObject **root)
 {
     PyObject *args;
 
@@ -346,12 +174,12 @@ static PyObject *args_unpickle(struct tri_worker *w, struct local *l, struct tri
     }
     args = pickled_read(l->st, arg_bytes(w, s), s->arg_len, *root);
     if (args)
-        Py_SETREF(args, arrive(l->st, args));
+        Py_SETREF(args, reveal(l->st, args));
     return args;
 }
 
 /* Does anybody still look at the arguments?  Then the owner must leave their block alone. */
-static void root_release(struct tri_slot *s, PyObject *root)
+void root_release(struct tri_slot *s, PyObject *root)
 {
     if (!root)
         return;
@@ -409,192 +237,6 @@ static void run_call(struct tri_worker *w, struct local *l, struct tri_slot *s, 
     root_release(s, root);
 }
 
-/* ------------------------------------------------------------------ a chunk of a map */
-
-/* As PyObject_CallOneArg, without its second look at what came back. */
-static inline PyObject *call_one(PyObject *fn, PyObject *item)
-{
-    PyObject *args[2] = {NULL, item}; /* the first is room for a bound method's self */
-    PyTypeObject *type = Py_TYPE(fn);
-    vectorcallfunc call = NULL;
-
-    if (type->tp_flags & Py_TPFLAGS_HAVE_VECTORCALL)
-        memcpy(&call, (char *)fn + type->tp_vectorcall_offset, sizeof call);
-    return call ? call(fn, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
-                : PyObject_CallOneArg(fn, item);
-}
-
-static PyObject *call_star(struct state *st, PyObject *fn, PyObject *item)
-{
-    PyObject *args = PySequence_Tuple(item), *r;
-
-    /* Of what is neither, the parts have not been looked at. */
-    if (args && !PyTuple_CheckExact(item) && !PyList_CheckExact(item))
-        Py_SETREF(args, arrive(st, args));
-    if (!args)
-        return NULL;
-    r = PyObject_Call(fn, args, NULL);
-    Py_DECREF(args);
-    return r;
-}
-
-/* Results of a chunk: streamed into a column while they are simple, else kept in a list. */
-struct sink {
-    struct tri_worker *w;
-    struct state *st;
-    struct tri_buf b;
-    struct tri_seqw seq;
-    PyObject *list;
-    Py_ssize_t n;
-    bool failures;
-};
-
-static int sink_add(struct sink *k, PyObject *r)
-{
-    int err;
-
-    if (!k->list) {
-        err = tri_seqw_add(&k->seq, r);
-        if (err == TRI_ENC_OK) {
-            k->n++;
-            return 0;
-        }
-        if (err == TRI_ENC_ERROR || tri_seqw_finish(&k->seq) < 0)
-            return -1;
-        k->list = PyList_New(k->n);
-        if (!k->list)
-            return -1;
-        if (k->n && tri_decode_seq(k->b.p, k->b.len, ((PyListObject *)k->list)->ob_item, k->n) < 0)
-            return -1;
-    }
-    k->n++;
-    return PyList_Append(k->list, r);
-}
-
-/* An exception of one item becomes a marker in its place. */
-static int sink_failure(struct sink *k)
-{
-    PyObject *type, *exc, *tb, *data, *mark;
-    int err = -1;
-
-    PyErr_Fetch(&type, &exc, &tb);
-    PyErr_NormalizeException(&type, &exc, &tb);
-    if (tb)
-        PyException_SetTraceback(exc, tb);
-    data = NULL;
-    if (state_late_imports(k->st) == 0)
-        data = PyObject_CallOneArg(k->st->encode_exception, exc);
-    mark = data ? PyObject_CallOneArg(k->st->failed_type, data) : NULL;
-    if (mark)
-        err = sink_add(k, mark);
-    k->failures = true;
-    Py_XDECREF(data);
-    Py_XDECREF(mark);
-    Py_XDECREF(type);
-    Py_XDECREF(exc);
-    Py_XDECREF(tb);
-    return err;
-}
-
-/* Results that cannot be pickled give way to markers, so that the others arrive.  0 or -1. */
-static int sink_sieve(struct sink *k)
-{
-    PyObject *list = k->list, *pair;
-    int err = 0;
-
-    k->list = PyList_New(0);
-    k->n = 0;
-    for (Py_ssize_t i = 0; k->list && !err && i < PyList_GET_SIZE(list); i++) {
-        pair = PyObject_CallOneArg(k->st->dumps_result, PyList_GET_ITEM(list, i));
-        err = pair ? sink_add(k, PyList_GET_ITEM(list, i)) : sink_failure(k);
-        Py_XDECREF(pair);
-    }
-    Py_DECREF(list);
-    return k->list ? err : -1;
-}
-
-static int sink_put(struct sink *k)
-{
-    struct tri_slot *s = k->w->slot;
-
-    if (k->list) {
-        if (put_pickled(k->w, k->st, k->list) < 0) {
-            if (!(s->flags & V_ALL) || PyErr_ExceptionMatches(PyExc_MemoryError))
-                return -1;
-            PyErr_Clear();
-            s->res_flags &= ~(uint32_t)V_PICKLED;
-            if (sink_sieve(k) < 0 || put_pickled(k->w, k->st, k->list) < 0)
-                return -1;
-        }
-        if (k->n > 1)
-            s->res_flags |= s->flags & V_ALL; /* result_read() may take them apart */
-        s->code = k->failures ? R_FAILURES : R_VALUE;
-        return 0;
-    }
-    if (tri_seqw_finish(&k->seq) < 0)
-        return -1;
-    s->res_flags |= V_CHUNK;
-    return put_buf(k->w, &k->b);
-}
-
-static void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObject *fn)
-{
-    struct sink k = {.w = w, .st = l->st};
-    struct tri_seqr in;
-    PyObject *list = NULL, *root = NULL;
-    Py_ssize_t n = (Py_ssize_t)s->items, i = 0;
-    bool star = s->flags & V_STAR, pickled = s->flags & V_PICKLED;
-    int err = 0;
-
-    tri_buf_init(&k.b, s->res, TRI_RES_INLINE);
-    tri_seqw_init(&k.seq, &k.b, n);
-    if (pickled) {
-        list = args_unpickle(w, l, s, &root);
-        if (!list || !PyList_Check(list) || PyList_GET_SIZE(list) != n)
-            err = -1;
-    } else {
-        err = tri_seqr_init(&in, arg_bytes(w, s), s->arg_len);
-        if (!err && tri_seqr_len(&in) != n)
-            err = -2;
-        if (!err)
-            tri_seqr_reuse(&in);
-    }
-    for (; i < n && !err; i++) {
-        PyObject *item, *r;
-
-        if (i)
-            tri_worker_item(w);
-        item = pickled ? Py_NewRef(PyList_GET_ITEM(list, i)) : tri_seqr_next(&in);
-        if (!item) {
-            err = -1;
-            break;
-        }
-        r = star ? call_star(l->st, fn, item) : call_one(fn, item);
-        Py_DECREF(item);
-        if (r)
-            err = sink_add(&k, r);
-        else if (s->flags & V_ALL)
-            err = sink_failure(&k);
-        else
-            err = -1;
-        Py_XDECREF(r);
-    }
-    if (!pickled)
-        tri_seqr_clear(&in);
-    Py_XDECREF(list);
-    if (!err)
-        err = sink_put(&k);
-    if (err) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "trireme: a chunk in shared memory is malformed");
-        s->res_spare = (uint64_t)i;
-        put_exception(w, l->st);
-    }
-    tri_buf_free(&k.b);
-    Py_XDECREF(k.list);
-    root_release(s, root);
-}
-
 static void run_process(struct tri_worker *w, struct tri_slot *s)
 {
     struct local *l = w->local;
@@ -626,63 +268,7 @@ static void run_process(struct tri_worker *w, struct tri_slot *s)
 
 /* ------------------------------------------------------------------ threads */
 
-PyObject *reveal(struct state *st, PyObject *args)
-{
-    return arrive(st, args);
-}
-
-PyObject *reveal_kwargs(struct state *st, PyObject *kwargs)
-{
-    return arrive(st, kwargs);
-}
-
-/* The arguments that a functools.partial has already are arguments too. */
-PyObject *reveal_function(struct state *st, PyObject *fn)
-{
-    PyObject *func, *had, *named, *args = NULL, *kwargs = NULL, *out = NULL, *all = NULL;
-
-    if (strcmp(Py_TYPE(fn)->tp_name, "functools.partial") != 0)
-        return Py_NewRef(fn);
-    func = PyObject_GetAttrString(fn, "func");
-    had = func ? PyObject_GetAttrString(fn, "args") : NULL;
-    named = had ? PyObject_GetAttrString(fn, "keywords") : NULL;
-    args = named ? arrive(st, had) : NULL;
-    kwargs = args ? arrive(st, named) : NULL;
-    if (kwargs && args == had && kwargs == named) {
-        out = Py_NewRef(fn);
-    } else if (kwargs && (all = PyTuple_New(PyTuple_GET_SIZE(args) + 1)) != NULL) {
-        PyTuple_SET_ITEM(all, 0, Py_NewRef(func));
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++)
-            PyTuple_SET_ITEM(all, i + 1, Py_NewRef(PyTuple_GET_ITEM(args, i)));
-        out = PyObject_Call((PyObject *)Py_TYPE(fn), all, kwargs);
-    }
-    Py_XDECREF(func);
-    Py_XDECREF(had);
-    Py_XDECREF(named);
-    Py_XDECREF(args);
-    Py_XDECREF(kwargs);
-    Py_XDECREF(all);
-    return out;
-}
-
-PyObject *call_here(struct state *st, PyObject *fn, PyObject *item, bool star)
-{
-    PyObject *here = arrive(st, item), *r;
-
-    if (!here)
-        return NULL;
-    r = star ? call_star(st, fn, here) : call_one(fn, here);
-    Py_DECREF(here);
-    return r;
-}
-
-/* In a slot's arguments: what the future or job keeps alive until the task has ended. */
-struct objects {
-    PyObject *fn, *args, *kwargs;
-};
-
-/* The exception that is set, taken away, with its traceback. */
-static PyObject *take_exception(void)
+PyObject *take_exception(void)
 {
     PyObject *type, *exc, *tb;
 
@@ -693,29 +279,6 @@ static PyObject *take_exception(void)
     Py_XDECREF(type);
     Py_XDECREF(tb);
     return exc;
-}
-
-static PyObject *thread_chunk(struct tri_slot *s, const struct objects *o, struct local *l)
-{
-    Py_ssize_t n = (Py_ssize_t)s->items;
-    PyObject *list = PyList_New(n);
-
-    for (Py_ssize_t i = 0; list && i < n; i++) {
-        PyObject *r = call_here(l->st, o->fn, PyList_GET_ITEM(o->args, i), s->flags & V_STAR);
-
-        if (!r && (s->flags & V_ALL) && state_late_imports(l->st) == 0) {
-            PyObject *exc = take_exception();
-
-            r = PyObject_CallOneArg(l->st->failed_type, exc);
-            Py_XDECREF(exc);
-            s->code = R_FAILURES;
-        }
-        if (!r)
-            Py_CLEAR(list);
-        else
-            PyList_SET_ITEM(list, i, r);
-    }
-    return list;
 }
 
 static void run_thread(struct tri_worker *w, struct tri_slot *s)

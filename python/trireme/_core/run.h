@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * run.h - what the files of the worker's side share: run.c and chunk.c.
+ */
+#ifndef TRI_RUN_H
+#define TRI_RUN_H
+
+#include "ext.h"
+
+/* One worker's own. */
+struct local {
+    struct state *st;
+    PyObject *module; /* keeps st alive */
+    PyObject *fns;    /* id -> callable */
+    PyObject *worker; /* trireme._worker */
+    PyObject *flush;
+    PyObject *worker_dict, *written;
+    uint64_t last_id;
+    PyObject *last_fn; /* borrowed from fns */
+    PyThreadState *ts; /* threads */
+    int64_t lent_ns;
+};
+
+/* In a slot's arguments: what the future or job keeps alive until the task has ended. */
+struct objects {
+    PyObject *fn, *args, *kwargs;
+};
+
+/* Where the slot's encoded arguments are. */
+const uint8_t *arg_bytes(const struct tri_worker *w, const struct tri_slot *s);
+
+/* Unpickle the arguments: a tuple, a pair (tuple, dict) or a chunk's list.  *root is the Block that
+ * the arrays among them lie in; give it to root_release when they are not used any more. */
+PyObject *args_unpickle(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObject **root);
+void root_release(struct tri_slot *s, PyObject *root);
+
+/* The exception that is set becomes the result.  Never fails: an empty report is one too. */
+void put_exception(struct tri_worker *w, struct state *st);
+/* A value, pickled, becomes the result.  0 or -1 with an exception. */
+int put_pickled(struct tri_worker *w, struct state *st, PyObject *value);
+/* Encoded bytes become the result; b is freed.  0 or -1 with an exception. */
+int put_buf(struct tri_worker *w, struct tri_buf *b);
+
+/* The exception that is set, taken away, with its traceback. */
+PyObject *take_exception(void);
+
+/* A process's chunk: its results, or an exception, become the slot's result. */
+void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObject *fn);
+/* A thread's chunk: the list of results, or NULL with an exception. */
+PyObject *thread_chunk(struct tri_slot *s, const struct objects *o, struct local *l);
+
+#endif
