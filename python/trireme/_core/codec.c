@@ -35,11 +35,13 @@
  * there are input bytes, however deep they claim to be.
  */
 #include "codec.h"
+#include "ints.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
+#define FEW_INTS 16 /* of a column so short each is made for itself */
 #define INLINE static inline __attribute__((always_inline))
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -134,51 +136,6 @@ __attribute__((noinline)) int tri_buf_reserve(struct tri_buf *b, size_t more)
 INLINE int room(struct tri_buf *b, size_t more)
 {
     return LIKELY(b->cap - b->len >= more) ? 0 : tri_buf_reserve(b, more);
-}
-
-/* ------------------------------------------------------------------ ints */
-
-/*
- * Ints of up to two digits, 60 bits, are read and rewritten in place: the two calls that do the
- * same for any int are a tenth of the time of a map of x * x.
- */
-#if PY_VERSION_HEX >= 0x030C0000
-INLINE Py_ssize_t long_size(const PyLongObject *v)
-{
-    uintptr_t tag = v->long_value.lv_tag;
-
-    return (Py_ssize_t)(tag >> 3) * (1 - (Py_ssize_t)(tag & 3));
-}
-#define LONG_DIGITS(v) ((v)->long_value.ob_digit)
-#else
-INLINE Py_ssize_t long_size(const PyLongObject *v)
-{
-    return Py_SIZE(v);
-}
-#define LONG_DIGITS(v) ((v)->ob_digit)
-#endif
-
-/* The value of an exact int when it has at most 64 bits; false otherwise, and no exception. */
-INLINE bool int_as_i64(PyObject *v, int64_t *x)
-{
-    const PyLongObject *l = (const PyLongObject *)v;
-    Py_ssize_t size = long_size(l);
-    int overflow;
-
-    if (LIKELY((size_t)(size + 1) <= 2)) {
-        *x = (int64_t)size * (int64_t)LONG_DIGITS(l)[0];
-        return true;
-    }
-#if PYLONG_BITS_IN_DIGIT == 30
-    if (LIKELY((size_t)(size + 2) <= 4)) {
-        int64_t y = (int64_t)LONG_DIGITS(l)[1] << 30 | (int64_t)LONG_DIGITS(l)[0];
-
-        *x = size < 0 ? -y : y;
-        return true;
-    }
-#endif
-    *x = PyLong_AsLongLongAndOverflow(v, &overflow);
-    return overflow == 0;
 }
 
 /* Write the shortest tagged form of x, at most NUMBER_MAX bytes.  @return where it ends */
@@ -1242,9 +1199,7 @@ static __attribute__((noinline)) PyObject *seqr_end(struct tri_seqr *r, PyObject
 
 void tri_seqr_reuse(struct tri_seqr *r)
 {
-#if PYLONG_BITS_IN_DIGIT == 30 && !defined(Py_GIL_DISABLED)
-    r->reuse = true;
-#endif
+    r->reuse = INTS_WRITABLE;
 }
 
 /*
@@ -1253,28 +1208,15 @@ void tri_seqr_reuse(struct tri_seqr *r)
  */
 INLINE PyObject *seqr_int(struct tri_seqr *r, int64_t x)
 {
-#if PYLONG_BITS_IN_DIGIT == 30 && !defined(Py_GIL_DISABLED)
-    uint64_t y = x < 0 ? 0 - (uint64_t)x : (uint64_t)x;
-
-    /* Small ints are singletons, up to 1024 in some versions. */
-    if (r->reuse && y > 1024 && y >> 60 == 0) {
-        PyLongObject *l;
-        size_t n = y >> 30 ? 2 : 1;
-
+#if INTS_WRITABLE
+    if (r->reuse && int_fits(x)) {
         if (!r->spare || Py_REFCNT(r->spare) != 1) {
             Py_XDECREF(r->spare);
-            r->spare = PyLong_FromLongLong(1ll << 59); /* room for two digits */
+            r->spare = int_roomy();
             if (UNLIKELY(!r->spare))
                 return NULL;
         }
-        l = (PyLongObject *)r->spare;
-        LONG_DIGITS(l)[0] = (digit)(y & ((1u << 30) - 1));
-        LONG_DIGITS(l)[1] = (digit)(y >> 30);
-#if PY_VERSION_HEX >= 0x030C0000
-        l->long_value.lv_tag = n << 3 | (x < 0 ? 2 : 0);
-#else
-        Py_SET_SIZE(l, x < 0 ? -(Py_ssize_t)n : (Py_ssize_t)n);
-#endif
+        int_write((PyLongObject *)r->spare, x);
         return Py_NewRef(r->spare);
     }
 #endif
@@ -1313,6 +1255,45 @@ PyObject *tri_seqr_next(struct tri_seqr *r)
     }
 }
 
+#if INTS_WRITABLE && !defined(Py_REF_DEBUG) && !defined(Py_TRACE_REFS)
+/*
+ * A column of ints: the owner of a map spends most of its time here.  Each is a copy of one int
+ * with other digits, which saves two calls that find out how large it is and fill in its header.
+ * How many were made, all of them or those before an exception.
+ */
+static Py_ssize_t decode_ints(struct tri_seqr *r, PyObject **out)
+{
+    PyObject *model = int_roomy();
+    Py_ssize_t i;
+    int64_t x;
+
+    for (i = 0; model && i < r->n; i++) {
+        memcpy(&x, r->d.p, 8);
+        PIN(x);
+        r->d.p += 8;
+        if (int_fits(x)) {
+            out[i] = PyObject_Malloc(INT_BYTES);
+            if (UNLIKELY(!out[i])) {
+                PyErr_NoMemory();
+                break;
+            }
+            memcpy(out[i], model, INT_BYTES);
+            int_write((PyLongObject *)out[i], x);
+        } else {
+            out[i] = PyLong_FromLongLong(x);
+            if (UNLIKELY(!out[i]))
+                break;
+        }
+    }
+    Py_XDECREF(model);
+    return i;
+}
+#define DECODE_INTS 1
+#else
+#define DECODE_INTS 0
+#define decode_ints(r, out) 0
+#endif
+
 int tri_decode_seq(const uint8_t *p, size_t len, PyObject **out, Py_ssize_t n)
 {
     struct tri_seqr r;
@@ -1323,6 +1304,12 @@ int tri_decode_seq(const uint8_t *p, size_t len, PyObject **out, Py_ssize_t n)
     if (r.n != n) {
         PyErr_Format(PyExc_ValueError, "malformed bytes: %zd items where %zd were due", r.n, n);
         return -1;
+    }
+    if (DECODE_INTS && r.form == SEQ_INT64 && n > FEW_INTS) {
+        i = decode_ints(&r, out);
+        if (i == n)
+            return 0;
+        goto undo;
     }
     for (i = 0; i < n; i++) {
         out[i] = tri_seqr_next(&r);
