@@ -20,6 +20,7 @@ enum {
 };
 
 /* One command; argv[0] is its name. */
+int tri_cmd_exec(int argc, char **argv);
 int tri_cmd_info(int argc, char **argv);
 int tri_cmd_run(int argc, char **argv);
 

@@ -15,6 +15,7 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *what;
 } commands[] = {
+    {"exec", tri_cmd_exec, "run a Python program unchanged, its pools and executors Trireme's"},
     {"info", tri_cmd_info, "cores, memory, limits, versions, what is optional and missing"},
     {"run", tri_cmd_run, "run scripts side by side, their output whole and in order"},
 };

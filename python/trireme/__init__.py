@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ._doors import install, uninstall
     from ._errors import RemoteError, TaskTimeout, WorkerLost
     from ._future import Future
     from ._pool import Pool, cpu_count, default_pool, map, starmap, submit
@@ -31,10 +32,12 @@ __all__ = [
     "WorkerLost",
     "cpu_count",
     "default_pool",
+    "install",
     "map",
     "share",
     "starmap",
     "submit",
+    "uninstall",
 ]
 
 # Importing costs little: each name brings its module in when it is first used.
@@ -47,10 +50,12 @@ _WHERE = {
     "WorkerLost": "_errors",
     "cpu_count": "_pool",
     "default_pool": "_pool",
+    "install": "_doors",
     "map": "_pool",
     "share": "_share",
     "starmap": "_pool",
     "submit": "_pool",
+    "uninstall": "_doors",
 }
 
 

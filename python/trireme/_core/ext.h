@@ -10,8 +10,10 @@
  *   chunk.c    the worker's side: many items in one task
  *   future.c   type FutureBase
  *   job.c      type Job: a map, as one call, as an iterator, or in the background
+ *   mailbox.c  types Mailbox and Parcel: queues between processes
  *   reveal.c   what a task gets in the place of a Shared
  *   run.c      the worker's side: the hooks that run Python tasks
+ *   sync.c     types SemLock, EventSlot, CondSlot: what locks and their kin stand on
  *
  * All state is in the module state or in objects; no PyObject * ever enters memory that another
  * process sees (a thread pool's memory is private to this process, there they do).
@@ -25,9 +27,13 @@
 
 #include "codec.h"
 #include "pool/pool.h"
+#include "shm/slots.h"
 
 struct state {
     PyTypeObject *pool_type, *future_type, *block_type, *fn_type, *job_type;
+    PyTypeObject *semlock_type, *event_type, *cond_type;
+    struct tri_slots slots; /* pages of locks and their kin */
+    PyTypeObject *mailbox_type, *parcel_type;
     PyObject *future_class; /* trireme._future.Future */
     /* functions of the Python modules, imported when first needed */
     PyObject *dumps, *dumps_result, *dumps_function, *function_watch, *loads, *missing;
@@ -194,6 +200,8 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
                       const struct options *opt);
 
 extern PyType_Spec pool_spec, future_spec, block_spec, fn_spec, job_spec;
+extern PyType_Spec semlock_spec, event_spec, cond_spec;
+extern PyType_Spec mailbox_spec, parcel_spec;
 
 /* ------------------------------------------------------------------ tasks */
 

@@ -157,7 +157,12 @@ static int module_exec(PyObject *module)
         add_type(module, &future_spec, &st->future_type) < 0 ||
         add_type(module, &block_spec, &st->block_type) < 0 ||
         add_type(module, &fn_spec, &st->fn_type) < 0 ||
-        add_type(module, &job_spec, &st->job_type) < 0)
+        add_type(module, &job_spec, &st->job_type) < 0 ||
+        add_type(module, &semlock_spec, &st->semlock_type) < 0 ||
+        add_type(module, &event_spec, &st->event_type) < 0 ||
+        add_type(module, &cond_spec, &st->cond_type) < 0 ||
+        add_type(module, &mailbox_spec, &st->mailbox_type) < 0 ||
+        add_type(module, &parcel_spec, &st->parcel_type) < 0)
         return -1;
     if (PyModule_AddStringConstant(module, "version", tri_version()) < 0)
         return -1;
@@ -170,7 +175,8 @@ static int module_exec(PyObject *module)
     X(pool_type) X(future_type) X(block_type) X(fn_type) X(job_type) X(future_class) \
     X(dumps) X(dumps_result) X(dumps_function) X(function_watch) X(loads) X(missing) \
     X(encode_exception) X(decode_exception) X(lost) X(deliver) X(failed_type) \
-    X(shared_type)
+    X(shared_type) X(mailbox_type) X(parcel_type) \
+    X(semlock_type) X(event_type) X(cond_type)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)

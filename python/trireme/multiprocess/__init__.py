@@ -27,9 +27,11 @@ globals().update(
 
 
 def __getattr__(name: str) -> Any:
-    """Submodules other than pool and context are those of trireme.multiprocessing."""
+    """Submodules other than pool, queues and context are those of trireme.multiprocessing."""
     if name.startswith("__"):
         raise AttributeError(name)
+    if name in ("pool", "queues"):
+        return import_module(f"{__name__}.{name}")
     try:
         return getattr(_facade, name)
     except AttributeError:

@@ -32,6 +32,11 @@ class _WithPool(_Base):
 
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
 
+    def _queues(self) -> Any:
+        from . import queues
+
+        return queues
+
     def get_context(self, method: str | None = None) -> Any:
         """The context of that start method; this or the default one for None."""
         found = super().get_context(method)

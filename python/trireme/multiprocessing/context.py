@@ -62,9 +62,85 @@ class _WithPool(_Base):
         """Returns a process pool object"""
         from .pool import Pool
 
-        return Pool(
-            processes, initializer, initargs, maxtasksperchild, context=self.get_context()
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+
+    def Queue(self, maxsize: int = 0) -> Any:
+        """Returns a queue object"""
+        return self._queues().Queue(maxsize, ctx=self.get_context())
+
+    def JoinableQueue(self, maxsize: int = 0) -> Any:
+        """Returns a queue object"""
+        return self._queues().JoinableQueue(maxsize, ctx=self.get_context())
+
+    def SimpleQueue(self) -> Any:
+        """Returns a queue object"""
+        return self._queues().SimpleQueue(ctx=self.get_context())
+
+    def _queues(self) -> Any:
+        from . import queues
+
+        return queues
+
+    def Lock(self) -> Any:
+        """Returns a non-recursive lock object"""
+        return self._locks().Lock(ctx=self.get_context())
+
+    def RLock(self) -> Any:
+        """Returns a recursive lock object"""
+        return self._locks().RLock(ctx=self.get_context())
+
+    def Condition(self, lock: Any = None) -> Any:
+        """Returns a condition object"""
+        return self._locks().Condition(lock, ctx=self.get_context())
+
+    def Semaphore(self, value: int = 1) -> Any:
+        """Returns a semaphore object"""
+        return self._locks().Semaphore(value, ctx=self.get_context())
+
+    def BoundedSemaphore(self, value: int = 1) -> Any:
+        """Returns a bounded semaphore object"""
+        return self._locks().BoundedSemaphore(value, ctx=self.get_context())
+
+    def Event(self) -> Any:
+        """Returns an event object"""
+        return self._locks().Event(ctx=self.get_context())
+
+    def Barrier(
+        self,
+        parties: int,
+        action: Callable[..., object] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Returns a barrier object"""
+        return self._locks().Barrier(parties, action, timeout, ctx=self.get_context())
+
+    def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:
+        """Returns a shared object"""
+        return self._shared().RawValue(typecode_or_type, *args)
+
+    def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> Any:
+        """Returns a shared array"""
+        return self._shared().RawArray(typecode_or_type, size_or_initializer)
+
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:
+        """Returns a synchronized shared object"""
+        return self._shared().Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+
+    def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:
+        """Returns a synchronized shared array"""
+        return self._shared().Array(
+            typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context()
         )
+
+    def _locks(self) -> Any:
+        from . import synchronize
+
+        return synchronize
+
+    def _shared(self) -> Any:
+        from . import sharedctypes
+
+        return sharedctypes
 
     def get_context(self, method: str | None = None) -> Any:
         """The context of that start method; this one for None."""

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * lock.c - one word that says who holds the lock, and a futex in its low half.
+ *
+ *     word   63..32 start time | 31 CONTENDED | 30 FOREIGN | 29..0 process id       0: free
+ *
+ *   take     T1 CAS 0 -> own name                 the lock and the name in one step: no instant in
+ *                                                 which it is held and nobody knows by whom
+ *   wait     W1 CAS w -> w | CONTENDED   W2 futex wait while low half == w | CONTENDED
+ *            W3 again, from T1 with CONTENDED     others may sleep behind the one that was woken
+ *   give     G1 CAS w -> 0   G2 if w had CONTENDED: futex wake one
+ *   recover  R1 W2 slept its slice out and the bearer of the name is gone: CAS w -> own name
+ *
+ * T1 (and R1) pairs with G1: what was written under the lock is seen by the next holder.
+ * W2 compares in the kernel: a G1 between W1 and W2 changes the low half, and W2 returns at once.
+ * A compare-and-swap from the very word that was judged decides R1: of several that see the same
+ * death one wins, and a lock that was released meanwhile is never taken twice.
+ *
+ * Deaths.  Between T1 and G1: R1, within a slice.  Between G1 and G2, or when the one that was
+ * woken is killed: the lock is free and somebody sleeps, until its slice ends.  So slices (5 ms, up
+ * to 50 ms) bound everything that a SIGKILL can do, and no step needs to be repaired.
+ *
+ * A pool shares no lock between processes (principle 2 of the design), because a SIGKILL of a
+ * holder would stop everybody.  Here it does not: the lock is taken over.  What is left is that
+ * the dead one's work under the lock is half done.  So nothing may be put under such a lock that
+ * is not sound at every store: what Trireme keeps under it is committed by single stores; what
+ * users keep under theirs is theirs, and they had no lock at all after a death before.
+ *
+ * Names are judged only in the pid namespace in which the lock was made (ns).  A holder from
+ * another one marks itself FOREIGN; nobody judges it, and it judges nobody: then a death is not
+ * recovered from, as with a POSIX semaphore.
+ *
+ * Tried: robust futex lists (kernel-walked): per thread, one list head per thread that glibc owns,
+ * and a release by another process, which multiprocessing.Lock allows, breaks them.
+ */
+#include "shm/lock.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/atomic.h"
+#include "base/clock.h"
+#include "base/cp.h"
+#include "base/futex.h"
+#include "base/self.h"
+#include "shm/spin.h"
+#include "trireme.h"
+
+#define CONTENDED (UINT64_C(1) << 31)
+#define SLICE_NS 5000000
+#define SLICE_MAX_NS 50000000
+#define LOOK_NS 1000000 /* tries that fail look for a death no more often than this */
+
+static _Atomic uint32_t *low_half(tri_lock *l)
+{
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return (_Atomic uint32_t *)&l->word + 1;
+#else
+    return (_Atomic uint32_t *)&l->word;
+#endif
+}
+
+void tri_lock_init(tri_lock *l)
+{
+    l->ns = tri_self_ns();
+    tri_store_rlx(&l->spins, 0);
+    tri_store_rel(&l->word, 0);
+}
+
+uint64_t tri_lock_holder(tri_lock *l)
+{
+    return tri_load_acq(&l->word) & TRI_NAME_MASK;
+}
+
+static bool take(tri_lock *l, uint64_t from, uint64_t to)
+{
+    if (!tri_cas_sc(&l->word, &from, to)) /* T1, R1 pair with G1 */
+        return false;
+    CP(lock_taken);
+    return true;
+}
+
+static bool spin(tri_lock *l, uint64_t me)
+{
+    int32_t most = tri_spin_begin(&l->spins), n = 0;
+    bool won = false;
+
+    if (!most)
+        return false;
+    while (n++ < most && !won) {
+        tri_pause();
+        won = tri_load_rlx(&l->word) == 0 && take(l, 0, me);
+    }
+    tri_spin_end(&l->spins, n, won);
+    return won;
+}
+
+/* A try that failed: was the holder dead?  Looks rarely, as programs may try in a loop. */
+static int try_recover(tri_lock *l, uint64_t me, bool *recovered)
+{
+    static _Thread_local int64_t looked_ns;
+    static _Thread_local tri_lock *looked_at;
+    int64_t now = tri_now_ns();
+    uint64_t w = tri_load_rlx(&l->word);
+
+    if (looked_at == l && now - looked_ns < LOOK_NS)
+        return TRI_ETIMEDOUT;
+    looked_at = l;
+    looked_ns = now;
+    if (!tri_signer_gone(l->ns, w) || !take(l, w, me | (w & CONTENDED)))
+        return TRI_ETIMEDOUT;
+    if (recovered)
+        *recovered = true;
+    return 0;
+}
+
+int tri_lock_acquire(tri_lock *l, int64_t timeout_ns, bool *recovered)
+{
+    uint64_t me = tri_sign(l->ns), behind = 0, w;
+    int64_t slice = SLICE_NS, end = 0;
+    bool dead = false;
+
+    if (take(l, 0, me))
+        goto taken;
+    if (timeout_ns == 0)
+        return try_recover(l, me, recovered);
+    if (spin(l, me))
+        goto taken;
+    if (timeout_ns > 0)
+        end = tri_now_ns() + timeout_ns;
+    for (;;) {
+        int64_t nap = slice;
+        int err;
+
+        w = tri_load_rlx(&l->word);
+        if (!w) {
+            if (take(l, 0, me | behind))
+                goto taken;
+            continue;
+        }
+        if (!(w & CONTENDED)) {
+            if (!tri_cas_sc(&l->word, &w, w | CONTENDED)) /* W1 */
+                continue;
+            w |= CONTENDED;
+        }
+        if (timeout_ns > 0) {
+            int64_t left = end - tri_now_ns();
+
+            if (left <= 0)
+                return try_recover(l, me, recovered);
+            if (left < nap)
+                nap = left;
+        }
+        err = tri_futex_wait(low_half(l), (uint32_t)w, nap); /* W2 */
+        behind = CONTENDED;
+        if (err == -EINTR)
+            return err;
+        if (err != -ETIMEDOUT)
+            continue;
+        if (tri_load_rlx(&l->word) == w && tri_signer_gone(l->ns, w) &&
+            take(l, w, me | CONTENDED)) { /* R1 */
+            dead = true;
+            goto taken;
+        }
+        if (slice < SLICE_MAX_NS)
+            slice *= 2;
+        if (slice > SLICE_MAX_NS)
+            slice = SLICE_MAX_NS;
+    }
+taken:
+    if (recovered)
+        *recovered = dead;
+    return 0;
+}
+
+int tri_lock_release(tri_lock *l)
+{
+    uint64_t w = tri_load_rlx(&l->word);
+
+    do {
+        if (!w)
+            return -EPERM;
+    } while (!tri_cas_sc(&l->word, &w, 0)); /* G1 */
+    CP(lock_given);
+    if (w & CONTENDED)
+        tri_futex_wake(low_half(l), 1); /* G2 */
+    return 0;
+}

@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * test_lock.c - the lock that survives its holder, between threads and between processes.
+ *
+ * Children end by _exit() with a code that the test checks: 0 as expected, else the line of a
+ * broken CHECK aborts them.  Waiting for "they sleep" is waiting for the CONTENDED bit, by polling.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include "base/atomic.h"
+#include "base/clock.h"
+#include "base/self.h"
+#include "check.h"
+#include "shm/lock.h"
+#include "trireme.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define ROUNDS 5000
+#else
+#define ROUNDS 50000
+#endif
+#define CONTENDED (UINT64_C(1) << 31)
+#define SECOND INT64_C(1000000000)
+
+struct shared {
+    tri_lock lock;
+    uint64_t plain; /* written under the lock only */
+    _Atomic uint32_t recovered, ready;
+};
+
+static struct shared *shared_new(void)
+{
+    struct shared *s =
+        mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(s != MAP_FAILED);
+    tri_lock_init(&s->lock);
+    return s;
+}
+
+static void shared_free(struct shared *s)
+{
+    munmap(s, sizeof *s);
+}
+
+static void nap(void)
+{
+    usleep(500);
+}
+
+static void until_contended(struct shared *s)
+{
+    while (!(tri_load_acq(&s->lock.word) & CONTENDED))
+        nap();
+}
+
+static void until_ready(struct shared *s, uint32_t n)
+{
+    while (tri_load_acq(&s->ready) < n)
+        nap();
+}
+
+/* A child that takes the lock, says so, and stays until it is killed. */
+static pid_t holder_child(struct shared *s)
+{
+    uint32_t before = tri_load_acq(&s->ready);
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        CHECK(tri_lock_acquire(&s->lock, 10 * SECOND, NULL) == 0);
+        tri_add_sc(&s->ready, 1);
+        for (;;)
+            pause();
+    }
+    CHECK(pid > 0);
+    until_ready(s, before + 1);
+    return pid;
+}
+
+static int ended(pid_t pid)
+{
+    int status;
+
+    CHECK(waitpid(pid, &status, 0) == pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+static void a_lock_is_taken_once_and_given_back_once(void)
+{
+    struct shared *s = shared_new();
+    bool recovered = true;
+
+    CHECK(tri_lock_release(&s->lock) == -EPERM);
+    CHECK(tri_lock_acquire(&s->lock, 0, &recovered) == 0 && !recovered);
+    CHECK(tri_lock_holder(&s->lock) == tri_self_name());
+    CHECK((tri_self_name() & TRI_NAME_PID) == (uint64_t)getpid() && tri_self_name() >> 32);
+    CHECK(tri_lock_acquire(&s->lock, 0, NULL) == TRI_ETIMEDOUT); /* not recursive */
+    CHECK(tri_lock_release(&s->lock) == 0);
+    CHECK(tri_lock_release(&s->lock) == -EPERM);
+    CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
+    CHECK(tri_lock_release(&s->lock) == 0 && tri_lock_holder(&s->lock) == 0);
+    shared_free(s);
+}
+
+static void a_wait_ends_at_its_time_and_not_before(void)
+{
+    struct shared *s = shared_new();
+    int64_t began;
+
+    CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
+    began = tri_now_ns();
+    CHECK(tri_lock_acquire(&s->lock, 120000000, NULL) == TRI_ETIMEDOUT);
+    CHECK(tri_now_ns() - began >= 120000000);
+    CHECK(tri_lock_acquire(&s->lock, 1, NULL) == TRI_ETIMEDOUT);
+    CHECK(tri_lock_release(&s->lock) == 0);
+    CHECK(tri_lock_acquire(&s->lock, 1, NULL) == 0);
+    shared_free(s);
+}
+
+static void *count_up(void *arg)
+{
+    struct shared *s = arg;
+
+    for (int i = 0; i < ROUNDS; i++) {
+        CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
+        s->plain++;
+        CHECK(tri_lock_release(&s->lock) == 0);
+    }
+    return NULL;
+}
+
+static void threads_exclude_each_other(void)
+{
+    struct shared *s = shared_new();
+    pthread_t t[4];
+
+    for (int i = 0; i < 4; i++)
+        CHECK(pthread_create(&t[i], NULL, count_up, s) == 0);
+    for (int i = 0; i < 4; i++)
+        pthread_join(t[i], NULL);
+    CHECK(s->plain == 4 * ROUNDS && tri_lock_holder(&s->lock) == 0);
+    shared_free(s);
+}
+
+static void processes_exclude_each_other(void)
+{
+    struct shared *s = shared_new();
+    pid_t pid[4];
+
+    for (int i = 0; i < 4; i++) {
+        pid[i] = fork();
+        if (pid[i] == 0) {
+            count_up(s);
+            _exit(0);
+        }
+    }
+    for (int i = 0; i < 4; i++)
+        CHECK(ended(pid[i]) == 0);
+    CHECK(s->plain == 4 * ROUNDS && tri_lock_holder(&s->lock) == 0);
+    shared_free(s);
+}
+
+static void a_killed_holders_lock_goes_to_one_waiter_who_is_told(void)
+{
+    for (int reaped = 0; reaped < 2; reaped++) {
+        struct shared *s = shared_new();
+        pid_t holder = holder_child(s), waiter[3];
+
+        for (int i = 0; i < 3; i++) {
+            waiter[i] = fork();
+            if (waiter[i] == 0) {
+                bool recovered;
+
+                CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, &recovered) == 0);
+                if (recovered)
+                    tri_add_sc(&s->recovered, 1);
+                s->plain++;
+                CHECK(tri_lock_release(&s->lock) == 0);
+                _exit(0);
+            }
+        }
+        until_contended(s);
+        kill(holder, SIGKILL);
+        if (reaped)
+            CHECK(ended(holder) == -SIGKILL); /* else it stays a zombie while they wait */
+        for (int i = 0; i < 3; i++)
+            CHECK(ended(waiter[i]) == 0);
+        CHECK(s->plain == 3 && tri_load_acq(&s->recovered) == 1);
+        if (!reaped)
+            CHECK(ended(holder) == -SIGKILL);
+        shared_free(s);
+    }
+}
+
+static void a_try_sees_a_death_too(void)
+{
+    struct shared *s = shared_new();
+    pid_t holder = holder_child(s);
+    bool recovered = false;
+    int err;
+
+    CHECK(tri_lock_acquire(&s->lock, 0, &recovered) == TRI_ETIMEDOUT); /* it lives */
+    kill(holder, SIGKILL);
+    CHECK(ended(holder) == -SIGKILL);
+    while ((err = tri_lock_acquire(&s->lock, 0, &recovered)) != 0) {
+        CHECK(err == TRI_ETIMEDOUT);
+        nap();
+    }
+    CHECK(recovered && tri_lock_release(&s->lock) == 0);
+    shared_free(s);
+}
+
+static void a_living_holder_keeps_its_lock(void)
+{
+    struct shared *s = shared_new();
+    pid_t holder = holder_child(s);
+
+    kill(holder, SIGSTOP); /* stopped is not dead */
+    CHECK(tri_lock_acquire(&s->lock, 300000000, NULL) == TRI_ETIMEDOUT);
+    kill(holder, SIGKILL);
+    CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, NULL) == 0);
+    ended(holder);
+    shared_free(s);
+}
+
+static void another_process_may_release(void)
+{
+    struct shared *s = shared_new();
+    pid_t pid;
+
+    CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
+    pid = fork();
+    if (pid == 0) {
+        until_contended(s);
+        CHECK(tri_lock_release(&s->lock) == 0);
+        _exit(0);
+    }
+    CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, NULL) == 0);
+    CHECK(ended(pid) == 0);
+    CHECK(tri_lock_holder(&s->lock) == tri_self_name());
+    shared_free(s);
+}
+
+/* The number lives, but it was another process's when the lock was taken. */
+static void a_number_used_again_is_not_the_holder(void)
+{
+    struct shared *s = shared_new();
+    bool recovered = false;
+    pid_t other;
+
+    tri_store_rel(&s->lock.word, tri_self_name() ^ UINT64_C(1) << 40); /* our own number */
+    CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, &recovered) == 0 && recovered);
+    CHECK(tri_lock_release(&s->lock) == 0);
+    other = holder_child(s);
+    CHECK(!tri_name_gone(tri_lock_holder(&s->lock)));
+    tri_store_rel(&s->lock.word, tri_load_acq(&s->lock.word) ^ UINT64_C(1) << 40);
+    recovered = false;
+    CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, &recovered) == 0 && recovered);
+    kill(other, SIGKILL);
+    ended(other);
+    shared_free(s);
+}
+
+static void names_of_another_namespace_are_not_judged(void)
+{
+    struct shared *s = shared_new();
+    pid_t holder;
+
+    s->lock.ns += 1; /* made elsewhere: everybody here is foreign */
+    holder = holder_child(s);
+    CHECK(tri_load_acq(&s->lock.word) & TRI_NAME_FOREIGN);
+    kill(holder, SIGKILL);
+    ended(holder);
+    CHECK(tri_lock_acquire(&s->lock, 200000000, NULL) == TRI_ETIMEDOUT);
+    CHECK(tri_lock_release(&s->lock) == 0); /* whoever knows better may */
+    s->lock.ns -= 1;                        /* and a foreign name seen from home */
+    tri_store_rel(&s->lock.word, (tri_self_name() ^ UINT64_C(1) << 40) | TRI_NAME_FOREIGN);
+    CHECK(tri_lock_acquire(&s->lock, 200000000, NULL) == TRI_ETIMEDOUT);
+    shared_free(s);
+}
+
+static void a_fork_signs_with_its_own_name(void)
+{
+    struct shared *s = shared_new();
+    uint64_t mine = tri_self_name();
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
+        CHECK(tri_lock_holder(&s->lock) == tri_self_name() && tri_self_name() != mine);
+        _exit(0); /* ends, and holds it */
+    }
+    CHECK(ended(pid) == 0);
+    CHECK(tri_name_gone(tri_lock_holder(&s->lock)) && !tri_name_gone(mine));
+    CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, NULL) == 0);
+    shared_free(s);
+}
+
+static void on_alarm(int sig)
+{
+    (void)sig;
+}
+
+static void a_signal_handler_ends_the_wait(void)
+{
+    struct shared *s = shared_new();
+    pid_t self = getpid(), pid;
+    struct sigaction act = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+
+    sigaction(SIGUSR1, &act, NULL);
+    CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
+    pid = fork();
+    if (pid == 0) {
+        until_contended(s);
+        for (;;) { /* once may be before the sleep; the test kills us */
+            kill(self, SIGUSR1);
+            nap();
+        }
+    }
+    CHECK(tri_lock_acquire(&s->lock, -1, NULL) == -EINTR);
+    kill(pid, SIGKILL);
+    ended(pid);
+    shared_free(s);
+}
+
+/* Holders are killed at random instants; the sum stays what was committed. */
+static void a_storm_of_kills_stops_nobody(void)
+{
+    struct shared *s = shared_new();
+    uint64_t seed = tri_test_seed();
+    int64_t end = tri_now_ns() + 2 * SECOND;
+    pid_t pid[3] = {0};
+    unsigned kills = 0;
+
+    while (tri_now_ns() < end) {
+        for (int i = 0; i < 3; i++) {
+            if (pid[i])
+                continue;
+            pid[i] = fork();
+            if (pid[i] == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                for (;;) {
+                    bool recovered;
+
+                    CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, &recovered) == 0);
+                    if (recovered)
+                        tri_add_sc(&s->recovered, 1);
+                    tri_add_sc(&s->ready, 1);
+                    CHECK(tri_lock_holder(&s->lock) == tri_self_name());
+                    CHECK(tri_lock_release(&s->lock) == 0);
+                }
+            }
+        }
+        seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        usleep((useconds_t)(seed >> 33) % 3000);
+        kill(pid[kills % 3], SIGKILL);
+        ended(pid[kills % 3]);
+        pid[kills++ % 3] = 0;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (pid[i]) {
+            kill(pid[i], SIGKILL);
+            ended(pid[i]);
+        }
+    }
+    CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, NULL) == 0);
+    fprintf(stderr, "    %u kills, %u recoveries, %u turns\n", kills, tri_load_acq(&s->recovered),
+            tri_load_acq(&s->ready));
+    shared_free(s);
+}
+
+int main(void)
+{
+    RUN(a_lock_is_taken_once_and_given_back_once);
+    RUN(a_wait_ends_at_its_time_and_not_before);
+    RUN(threads_exclude_each_other);
+    RUN(processes_exclude_each_other);
+    RUN(a_killed_holders_lock_goes_to_one_waiter_who_is_told);
+    RUN(a_try_sees_a_death_too);
+    RUN(a_living_holder_keeps_its_lock);
+    RUN(another_process_may_release);
+    RUN(a_number_used_again_is_not_the_holder);
+    RUN(names_of_another_namespace_are_not_judged);
+    RUN(a_fork_signs_with_its_own_name);
+    RUN(a_signal_handler_ends_the_wait);
+    RUN(a_storm_of_kills_stops_nobody);
+    return 0;
+}
