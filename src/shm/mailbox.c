@@ -529,9 +529,10 @@ static void silence(struct tri_mailbox *m)
 }
 
 /*
- * Wait a little without sleeping, unless that was in vain of late.  Where the writer runs on another
- * CPU it takes a third of what a sleep takes; where it waits for this CPU, it makes things slower by
- * all of SPIN_NS.  So each try in vain forbids the next ones, twice as many as the last time.
+ * Wait a little without sleeping, unless that was in vain of late.  Where the writer runs on
+ * another CPU it takes a third of what a sleep takes; where it waits for this CPU, it makes things
+ * slower by all of SPIN_NS.  So each try in vain forbids the next ones, twice as many as the last
+ * time.
  */
 static bool spin(struct tri_mailbox *m)
 {
