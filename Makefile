@@ -13,6 +13,7 @@ FUZZ_SECONDS ?= 20
 TEST_SECONDS ?= 1800
 BENCH_ARGS ?=
 TEST_ARGS ?=
+CONFORMANCE_ARGS ?=
 export PYTHON TEST_SECONDS
 
 # Asked for when first used, which is after the bootstrap may have installed Python.
@@ -20,7 +21,7 @@ VENV = $(eval VENV := $$(shell tools/venv.sh name))$(VENV)
 
 .DEFAULT_GOAL := help
 .PHONY: help build build-c venv demo test test-c test-py check bench install wheel asan tsan \
-        fuzz lint models matrix clean
+        fuzz lint models matrix conformance clean
 
 help:
 	@echo 'make demo      build, then run the tour: real workloads, serial, Trireme and the stdlib'
@@ -33,6 +34,7 @@ help:
 	@echo 'make fuzz      every fuzzer for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make models    the protocols, checked by Spin, and the mistakes that it must find'
 	@echo 'make lint      formatting, static analysis, types'
+	@echo 'make conformance    tests of multiprocessing and concurrent.futures by CPython'
 	@echo 'make matrix    build and test with every Python >= 3.11 found'
 	@echo 'make test-c, test-py, check    the three parts of make test'
 	@echo 'make clean     remove what was built'
@@ -59,6 +61,9 @@ test-c: build-c
 
 test-py: venv
 	@tools/pytest.sh $(TEST_ARGS)
+
+conformance: venv
+	@$(VENV)/bin/python tools/conformance.py $(CONFORMANCE_ARGS)
 
 check:
 	@tools/bootstrap.sh c

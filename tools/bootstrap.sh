@@ -8,6 +8,7 @@
 #   lint    clang-format, clang-tidy
 #   models  spin
 #   fuzz    clang with libFuzzer, a Python to embed
+#   conformance    an interpreter with CPython's own tests
 #
 # Looks first and is done within a tenth of a second when nothing is missing.  Otherwise it installs
 # exactly what is missing with apt-get, as root or through a sudo that asks no password.  Where it
@@ -89,6 +90,10 @@ look_fuzz() {
         [ ! -e "$fuzzer" ] || return 0
     done
     want libclang-rt-dev
+}
+
+look_conformance() {
+    "$(dirname "$0")/suites.sh" >/dev/null || want python3.11 python3.11-venv libpython3.11-testsuite
 }
 
 look() {

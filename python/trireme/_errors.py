@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The exceptions of the package, and how a task's exception travels to its owner.
 
-An exception travels as five things: its type's name, its message, the worker's traceback as text,
-its pickle, and its notes.  The pickle is tried out in the worker before it is sent, so that a
-type whose ``__init__`` wants two arguments, or that raises when it is unpickled, costs its own
-future a little comfort (RemoteError in place of the type) and nobody else anything.
+An exception travels as six things: its type's name, its message, the worker's traceback as text,
+its pickle, its notes, and whether it is to be raised whatever its type.  The pickle is tried out
+in the worker before it is sent, so that a type whose ``__init__`` wants two arguments, or that
+raises when it is unpickled, costs its own future a little comfort (RemoteError in place of the
+type) and nobody else anything.
 
 At the owner the exception gets a RemoteTraceback as its ``__cause__``.  Its text has the frames of
 the user's code only, and the source lines of notebook cells, which only the owner knows.
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TEXT_LIMIT = 256 * 1024
+
+# The process whose tasks' SystemExit and the like are to be raised as themselves by the owner: a
+# worker of a facade whose original does that, not the workers that it may fork.
+_naked = 0
 
 
 class RemoteTraceback(Exception):
@@ -305,7 +310,8 @@ def encode_exception(exc: BaseException, skip_frames: int = 0) -> bytes:
         pickled = _tried_pickle(exc)
     except BaseException:
         pickled = None
-    return pickle.dumps((_type_name(kind), _safe_str(exc), text, pickled, notes), 5)
+    told = _naked == os.getpid()
+    return pickle.dumps((_type_name(kind), _safe_str(exc), text, pickled, notes, told), 5)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -344,15 +350,15 @@ def decode_exception(data: bytes, naked: bool = False) -> BaseException:
     The result has a RemoteTraceback as its ``__cause__``.  It is the task's own exception where
     that could travel, else a RemoteError.  SystemExit, KeyboardInterrupt and the like become a
     RemoteError with the exception as ``original``, because they would act on this process;
-    *naked* gives them as they are.
+    *naked*, or the worker's word (``_naked``), gives them as they are.
     """
     exc: BaseException
     text = ""
     try:
-        type_name, message, text, pickled, notes = pickle.loads(data)
+        type_name, message, text, pickled, notes, *told = pickle.loads(data)
         text = _fill_source(text)
         exc = _load(type_name, message, text, pickled)
-        if not naked and not isinstance(exc, Exception):
+        if not (naked or any(told)) and not isinstance(exc, Exception):
             reason = f"the task raised {type_name}, which is not raised here"
             exc = RemoteError(type_name, message, text, reason, exc)
         if notes and not getattr(exc, "__notes__", None):

@@ -12,7 +12,7 @@ two.  See docs/futures.md for what is better and for the two switches.
 
 from __future__ import annotations
 
-import sys
+from concurrent import futures as _original
 from concurrent.futures import _base as _base
 from concurrent.futures._base import (
     ALL_COMPLETED,
@@ -58,7 +58,7 @@ _WHERE = {
     "process": "trireme.futures.process",
     "thread": "trireme.futures.thread",
 }
-if sys.version_info >= (3, 14):
+if "InterpreterPoolExecutor" in _original.__all__:  # Python 3.14, built with interpreters
     _WHERE["InterpreterPoolExecutor"] = "concurrent.futures.interpreter"
     __all__ += ["InterpreterPoolExecutor"]
 

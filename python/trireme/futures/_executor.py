@@ -195,6 +195,10 @@ class PoolExecutor(_base.Executor):
         self._down = False
         self._why_broken: str | None = None
         self._sent: list[weakref.ref[Any]] = []
+        # How many workers the original would have by now: it starts one when none is idle.
+        self._shown_workers = 0
+        self._counting = True  # until they are all there
+        self._unsendable = 0
         self._look_at = _FIRST_LOOK
         # Never a method of this object: it is to go when it is dropped, without the collector.
         self._send: Callable[..., Any] | None = None
@@ -247,6 +251,8 @@ class PoolExecutor(_base.Executor):
         pids = self._pids
         if pids is not None and pids() != self._alive:
             self._look()
+        if self._counting:
+            self._count_workers(1)
         send = self._send or self._open_and_send
         try:
             if type(fn) is _Function or _plain(fn):
@@ -262,6 +268,8 @@ class PoolExecutor(_base.Executor):
                 future = send(_call, fn, *args)
         except Exception as exc:
             return self._not_sent(fn, exc)
+        if self._counting and future.done() and future.exception() is not None:
+            self._unsendable += 1  # the original has found an idle worker for it, and keeps that
         sent = self._sent
         sent.append(weakref.ref(future))
         n = len(sent)
@@ -373,6 +381,8 @@ class PoolExecutor(_base.Executor):
             except Exception as exc:
                 self._not_sent(fn, exc)
             self._sent.extend(map(weakref.ref, futures))
+            if self._counting:
+                self._count_workers(len(futures) - 1)
         else:
             futures.extend(self.submit(fn, *row) for row in rows)
         return futures
@@ -382,9 +392,20 @@ class PoolExecutor(_base.Executor):
     def _ending(self) -> Ending | None:
         return None if self._pool is None else Ending(self._pool)
 
+    def _count_workers(self, tasks: int) -> None:
+        """So many tasks are being submitted: the original would start workers for some of them."""
+        pool, shown = self._pool, self._shown_workers
+        most = min(int(self._max_workers), _MAX_WORKERS)
+        if pool is None or tasks > 1:
+            shown += tasks
+        elif pool._pending() + self._unsendable >= shown:
+            shown += 1
+        self._shown_workers = min(shown, most)
+        self._counting = shown < most
+
     def _used(self, pool: _pool.Pool) -> int:
-        """How many workers the original would have started at most: it starts one with a task."""
-        return min(pool.workers, max(len(self._sent), pool._stats()["submitted"]))
+        """How many workers are shown to those who look behind the executor."""
+        return min(pool.workers, self._shown_workers)
 
     def _cancel_pending(self, spare: int = 0) -> None:
         """Cancel what no worker has started, but for the first *spare* ones."""

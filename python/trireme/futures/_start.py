@@ -16,23 +16,82 @@ inherited: dict[int, Any] = {}
 
 
 def begin(
-    authkey: bytes, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    authkey: bytes,
+    breaks: bool,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
 ) -> None:
     """The owner's key, with which its managers know their own, and the user's initializer.
 
-    If that fails, it is logged here and breaks the pool.
+    If that fails, it is logged here and breaks the pool.  *breaks*: see :func:`_like_original`.
     """
     from multiprocessing import process
 
     process.current_process().authkey = authkey
+    _like_original(breaks)
     if initializer is not None:
         _initialize(initializer, initargs)
 
 
-def begin_inherited(initializer: Callable[..., object] | None, number: int) -> None:
+def begin_inherited(breaks: bool, initializer: Callable[..., object] | None, number: int) -> None:
     """The same for a worker that was forked from the owner; *initializer* if it could travel."""
+    _like_original(breaks)
     here, initargs = inherited[number]
-    _initialize(initializer or here, initargs)
+    if initializer is not None or here is not None:
+        _initialize(initializer or here, initargs)
+
+
+def _like_original(breaks: bool) -> None:
+    """Have what tasks raise arrive as it is, SystemExit, too.
+
+    With *breaks*, a call that cannot be unpickled ends this process and so breaks the executor, as
+    the original's contract has it; otherwise that is the exception of this call alone.
+    """
+    from .. import _errors, _pickling
+
+    _errors._naked = os.getpid()
+    if not breaks:
+        return
+    loads = _pickling._loads
+    base = _outside(sys._getframe(1))
+
+    def loads_or_leave(data: Any, buffers: Any = ()) -> Any:
+        try:
+            return loads(data, buffers=buffers)
+        except BaseException as exc:
+            # A task may unpickle what it likes: only the worker's own reading ends the worker.
+            if _outside(sys._getframe(1)) is base:
+                _leave(exc)
+            raise
+
+    vars(_pickling)["_loads"] = loads_or_leave
+
+
+def _outside(frame: Any) -> Any:
+    """The innermost frame that is not of this package; the worker's loop itself is in C."""
+    while frame is not None and frame.f_globals.get("__package__") in ("trireme", __package__):
+        frame = frame.f_back
+    return frame
+
+
+def _leave(exc: BaseException) -> None:
+    """End this process with a word on stderr, as an exception ends one of the original's."""
+    from .. import _worker
+
+    code = 1
+    if isinstance(exc, SystemExit):
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    else:
+        import traceback
+
+        try:
+            traceback.print_exception(exc)
+        except Exception:
+            pass  # there is no stderr any more
+    try:
+        _worker.flush()
+    finally:
+        os._exit(code & 0xFF)
 
 
 def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:

@@ -10,6 +10,7 @@ by a future cannot submit once more, however late that thread gets its turn.
 
 from __future__ import annotations
 
+import concurrent.futures.process as _module
 import copyreg
 import multiprocessing
 import os
@@ -291,21 +292,21 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
             max_tasks_per_worker=self._max_tasks_per_child,
             max_restarts=1 if self._on_crash == "break" else None,
         )
+        # A call that ends its worker is not run again: it would end the next one, too.
+        breaks = self._on_crash == "break" and not self._options.get("retries")
         if start != "fork":
             with _handing_over():
                 key = bytes(multiprocessing.current_process().authkey)
                 pool = open_pool(
-                    initializer=begin, initargs=(key, self._initializer, tuple(self._initargs))
+                    initializer=begin,
+                    initargs=(key, breaks, self._initializer, tuple(self._initargs)),
                 )
-        elif self._initializer is None:
-            pool = open_pool()
         else:
             number = id(self)
             inherited[number] = (self._initializer, tuple(self._initargs))
+            sent = self._initializer and _by_value(self._initializer)
             try:
-                pool = open_pool(
-                    initializer=begin_inherited, initargs=(_by_value(self._initializer), number)
-                )
+                pool = open_pool(initializer=begin_inherited, initargs=(breaks, sent, number))
             finally:
                 del inherited[number]
         if self._on_crash == "break":
@@ -389,13 +390,15 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
 
     def terminate_workers(self) -> None:
         """End the workers at once; what has not ended raises, what has not started is cancelled."""
-        self._end_by_force()
+        self._force_shutdown(operation="terminate")
 
     def kill_workers(self) -> None:
-        """As :meth:`terminate_workers`: the runtime's workers need no other signal."""
-        self._end_by_force()
+        """As :meth:`terminate_workers`, with SIGKILL first."""
+        self._force_shutdown(operation="kill")
 
-    def _end_by_force(self) -> None:
+    def _force_shutdown(self, operation: str) -> None:
+        if operation not in ("terminate", "kill"):
+            raise ValueError(f"operation must be 'terminate' or 'kill', not {operation!r}")
         with self._lock:
             pool = self._pool
             self._down = True
@@ -407,5 +410,12 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         pool.close()
         self._cancel_pending()
         if not pool._joined:
+            for pid in pool._pids():
+                getattr(self._known.get(pid) or _Worker(pid), operation)()
             pool.terminate()
         self._ended()
+
+
+def __getattr__(name: str) -> Any:
+    """What else the original's module has, for those who look behind the executor."""
+    return getattr(_module, name)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread as _module
 import itertools
 import logging
 import threading
@@ -167,3 +168,8 @@ class ThreadPoolExecutor(PoolExecutor, _Original):
     @property
     def _work_queue(self) -> _Queue:  # type: ignore[override]
         return _Queue(self)
+
+
+def __getattr__(name: str) -> Any:
+    """What else the original's module has, for those who look behind the executor."""
+    return getattr(_module, name)
