@@ -188,6 +188,16 @@ def _whole(file: Any) -> bytes:
     return file.read()  # type: ignore[no-any-return]
 
 
+def _show_source(code: Any, source: str) -> None:
+    """Have tracebacks show the lines of a command, as those of 3.13 and later do."""
+    if sys.version_info >= (3, 13):
+        import linecache
+
+        register = getattr(linecache, "_register_code", None)
+        if register is not None:
+            register(code, source, "<string>")
+
+
 def main() -> None:
     """The command."""
     only, report, how, words = _options(sys.argv[1:])
@@ -209,11 +219,17 @@ def main() -> None:
         sys.argv[:] = ["-c", *words[1:]]
         _place("")
         module = _new_main(None, BuiltinImporter)
+        source = words[0] + "\n"
+        if sys.version_info >= (3, 14):
+            import textwrap
+
+            source = textwrap.dedent(source)
         try:
-            code = compile(words[0] + "\n", "<string>", "exec", dont_inherit=True)
+            code = compile(source, "<string>", "exec", dont_inherit=True)
         except BaseException:
             _hide_frames()
             raise
+        _show_source(code, source)
         _run(code, module)
     else:
         sys.argv[:] = words

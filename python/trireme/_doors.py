@@ -63,6 +63,12 @@ _BUILT_ON = {"multiprocessing.queues": "concurrent.futures.process"}
 # Packages that derive from private parts of the originals' classes: they keep the originals.
 _INTIMATE = ("joblib.externals.loky", "loky")
 
+# Where multiprocessing pickles and unpickles: there a class is looked up by its name, which must go
+# on meaning the original.  (A manager sends its types to the process that it starts.)
+_PICKLERS = frozenset(
+    f"multiprocessing.{name}" for name in ("reduction", "connection", "spawn", "forkserver")
+)
+
 VARIABLE = "TRIREME_DOORS"
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_site")
 
@@ -313,6 +319,8 @@ def _class_of_doors() -> Any:
 
 def _is_intimate(frame: Any) -> bool:
     package = str(frame.f_globals.get("__name__", ""))
+    if package in _PICKLERS:
+        return True
     return any(package == one or package.startswith(one + ".") for one in _INTIMATE)
 
 

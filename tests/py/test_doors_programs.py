@@ -292,3 +292,20 @@ def test_a_multiprocess_program(tmp_path: Path) -> None:
     assert out == "[0, 1, 4, 9, 16, 25]\n[2, 3]\n1\n[1, 2]\n42\n0\n"
     if importlib.util.find_spec("multiprocess") is not None:
         assert run("program.py", cwd=tmp_path) == (0, out, "")
+
+
+def test_a_manager_under_every_start_method(program: Any) -> None:
+    out = program(
+        """
+        import multiprocessing
+
+        if __name__ == "__main__":
+            for way in ("fork", "spawn", "forkserver"):
+                with multiprocessing.get_context(way).Manager() as manager:
+                    numbers, queue = manager.list([1]), manager.Queue()
+                    queue.put(3)
+                    with manager.Pool(1) as pool:
+                        print(way, numbers[0], queue.get(), pool.apply(abs, (-2,)))
+        """
+    )
+    assert out == "fork 1 3 2\nspawn 1 3 2\nforkserver 1 3 2\n"
