@@ -11,7 +11,7 @@
  * the embedding flags of the Python at hand:
  *
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -I python/trireme/_core \
- *         fuzz/fuzz_codec.c python/trireme/_core/codec.c \
+ *         fuzz/fuzz_codec.c python/trireme/_core/codec_{buf,read,write}.c \
  *         $(python3-config --includes) $(python3-config --embed --ldflags) -o fuzz_codec
  *     ./fuzz_codec -max_len=4096 -max_total_time=60
  */

@@ -93,7 +93,8 @@ look_fuzz() {
 }
 
 look_conformance() {
-    "$(dirname "$0")/suites.sh" >/dev/null || want python3.11 python3.11-venv libpython3.11-testsuite
+    "$(dirname "$0")/suites.sh" >/dev/null ||
+        want python3.11 python3.11-dev python3.11-venv libpython3.11-testsuite
 }
 
 look() {

@@ -13,6 +13,7 @@ import threading
 import weakref
 
 from . import _core, _future, _output, _pickling, _warden
+from ._options import STARTS, _as_items, _as_iterator, _check_pool_options, _map_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     R = TypeVar("R")
 
-KINDS = ("process", "thread", "serial")
-STARTS = ("forkserver", "fork", "spawn")
+__all__ = ["STARTS", "Pool", "cpu_count", "default_pool", "map", "starmap", "submit"]
+
 _MAP, _ORDERED, _UNORDERED, _ASYNC = range(4)
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -44,53 +45,6 @@ def cpu_count(physical: bool = False) -> int:
 def _default_workers() -> int:
     """As many as CPUs; one inside a worker, so that nested pools do not multiply."""
     return 1 if os.environ.get("TRIREME_WORKER") == str(os.getpid()) else cpu_count()
-
-
-def _as_items(items: Any, what: str) -> Any:
-    """*items* as a list, tuple or range; says what is wrong when it cannot be."""
-    if type(items) in (list, tuple, range):
-        return items
-    try:
-        return list(items)
-    except TypeError as exc:
-        if hasattr(type(items), "__iter__") or hasattr(type(items), "__getitem__"):
-            raise
-        hint = f"; did you mean range({items})?" if isinstance(items, int) else ""
-        raise TypeError(
-            f"{what} needs an iterable of items, not {type(items).__name__} ({items!r}){hint}"
-        ) from exc
-
-
-def _check_pool_options(
-    workers: Any, kind: str, start: str, initializer: Any, max_tasks_per_worker: Any
-) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    if start not in STARTS:
-        raise ValueError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
-    if workers is not None:
-        if isinstance(workers, bool) or not isinstance(workers, int):
-            raise TypeError(f"workers must be an int or None, not {type(workers).__name__}")
-        if not 1 <= workers <= 1024:
-            raise ValueError(f"workers must be from 1 to 1024, not {workers}")
-    if initializer is not None and not callable(initializer):
-        raise TypeError("initializer must be callable")
-    if max_tasks_per_worker is not None:
-        if isinstance(max_tasks_per_worker, bool) or not isinstance(max_tasks_per_worker, int):
-            raise TypeError(
-                "max_tasks_per_worker must be an int or None, "
-                f"not {type(max_tasks_per_worker).__name__}"
-            )
-        if max_tasks_per_worker < 1:
-            raise ValueError("max_tasks_per_worker must be at least 1")
-
-
-def _as_iterator(items: Any, what: str) -> Iterator[Any]:
-    try:
-        return iter(items)
-    except TypeError:
-        _as_items(items, what)
-        raise
 
 
 class Pool(_core.PoolBase):
@@ -269,7 +223,8 @@ class Pool(_core.PoolBase):
             takes this process.
         """
         items, star = self._items(iterables, "map()")
-        return self._run(fn, items, star, chunk, timeout, retries, priority, progress, caller)
+        options = _map_options(chunk, timeout, retries, priority)
+        return self._run(fn, items, star, options, progress, caller)
 
     def starmap(
         self,
@@ -285,7 +240,8 @@ class Pool(_core.PoolBase):
     ) -> list[R]:
         """``[fn(*x) for x in iterable]`` on the workers; options as in :meth:`map`."""
         items = _as_items(iterable, "starmap()")
-        return self._run(fn, items, True, chunk, timeout, retries, priority, progress, caller)
+        options = _map_options(chunk, timeout, retries, priority)
+        return self._run(fn, items, True, options, progress, caller)
 
     @staticmethod
     def _items(iterables: tuple[Any, ...], what: str) -> tuple[Any, bool]:
@@ -296,16 +252,7 @@ class Pool(_core.PoolBase):
         return list(zip(*(_as_iterator(i, what) for i in iterables), strict=False)), True
 
     def _run(
-        self,
-        fn: Any,
-        items: Any,
-        star: bool,
-        chunk: int | None,
-        timeout: float | None,
-        retries: int,
-        priority: int,
-        progress: Any,
-        caller: bool,
+        self, fn: Any, items: Any, star: bool, options: dict[str, Any], progress: Any, caller: bool
     ) -> Any:
         shown = None
         if progress:
@@ -318,12 +265,9 @@ class Pool(_core.PoolBase):
             len(items),
             _MAP,
             star=star,
-            chunk=_chunk(chunk),
-            timeout=timeout,
-            retries=retries,
-            priority=priority,
             progress=shown.update if shown else None,
             caller=caller,
+            **options,
         )
         try:
             return job._get(None)
@@ -347,9 +291,8 @@ class Pool(_core.PoolBase):
         endless.  An item that fails raises at its place; the next call goes on behind it.
         ``next(timeout)`` of the iterator waits at most so many seconds.
         """
-        return self._iterate(
-            _ORDERED, "imap()", fn, iterables, chunk, timeout, retries, priority, progress
-        )
+        options = _map_options(chunk, timeout, retries, priority)
+        return self._iterate(_ORDERED, "imap()", fn, iterables, options, progress)
 
     def imap_unordered(
         self,
@@ -362,10 +305,8 @@ class Pool(_core.PoolBase):
         progress: Any = None,
     ) -> Iterator[R]:
         """Like :meth:`imap`, but results come as they end."""
-        return self._iterate(
-            _UNORDERED, "imap_unordered()", fn, iterables, chunk, timeout, retries, priority,
-            progress,
-        )  # fmt: skip
+        options = _map_options(chunk, timeout, retries, priority)
+        return self._iterate(_UNORDERED, "imap_unordered()", fn, iterables, options, progress)
 
     def _iterate(
         self,
@@ -373,10 +314,7 @@ class Pool(_core.PoolBase):
         what: str,
         fn: Any,
         iterables: tuple[Any, ...],
-        chunk: int | None,
-        timeout: float | None,
-        retries: int,
-        priority: int,
+        options: dict[str, Any],
         progress: Any,
     ) -> Any:
         if not iterables:
@@ -400,12 +338,9 @@ class Pool(_core.PoolBase):
             -1,
             mode,
             star=star,
-            chunk=_chunk(chunk),
-            timeout=timeout,
-            retries=retries,
-            priority=priority,
             progress=shown.update if shown else None,
             finish=shown.close if shown else None,
+            **options,
         )
 
     def map_async(
@@ -421,9 +356,8 @@ class Pool(_core.PoolBase):
     ) -> AsyncResult:
         """Start a :meth:`map` in the background."""
         items, star = self._items(iterables, "map_async()")
-        return self._background(
-            fn, items, star, chunk, timeout, retries, priority, callback, error_callback
-        )
+        options = _map_options(chunk, timeout, retries, priority)
+        return self._background(fn, items, star, options, callback, error_callback)
 
     def starmap_async(
         self,
@@ -439,35 +373,21 @@ class Pool(_core.PoolBase):
     ) -> AsyncResult:
         """Start a :meth:`starmap` in the background."""
         items = _as_items(iterable, "starmap_async()")
-        return self._background(
-            fn, items, True, chunk, timeout, retries, priority, callback, error_callback
-        )
+        options = _map_options(chunk, timeout, retries, priority)
+        return self._background(fn, items, True, options, callback, error_callback)
 
     def _background(
         self,
         fn: Any,
         items: Any,
         star: bool,
-        chunk: int | None,
-        timeout: float | None,
-        retries: int,
-        priority: int,
+        options: dict[str, Any],
         callback: Any,
         error_callback: Any,
     ) -> AsyncResult:
         from ._async import AsyncResult
 
-        job = self._job(
-            fn,
-            items,
-            len(items),
-            _ASYNC,
-            star=star,
-            chunk=_chunk(chunk),
-            timeout=timeout,
-            retries=retries,
-            priority=priority,
-        )
+        job = self._job(fn, items, len(items), _ASYNC, star=star, **options)
         return AsyncResult(job, callback, error_callback)
 
     # ------------------------------------------------------------------ single calls
@@ -608,14 +528,6 @@ class Pool(_core.PoolBase):
     def __repr__(self) -> str:
         state = "joined" if self._joined else "closed" if self._refused else "open"
         return f"<trireme.Pool {self._workers} {self._kind} workers, {state}>"
-
-
-def _chunk(chunk: int | None) -> int:
-    if chunk is None:
-        return 0
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be a positive int or None, not {chunk!r}")
-    return chunk
 
 
 # ---------------------------------------------------------------------------------------------

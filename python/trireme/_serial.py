@@ -6,6 +6,7 @@ from __future__ import annotations
 from concurrent.futures import Future as _StdFuture
 
 from . import _share
+from ._options import _as_iterator, _check_pool_options, _chunk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ def _check_callable(fn: Any) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     """Options of a call mean nothing here, but a wrong one is as wrong as in any other pool."""
-    from ._pool import _chunk
-
     _chunk(options.pop("chunk", None))
     options.pop("caller", None)
     timeout = options.pop("timeout", None)
@@ -114,8 +113,6 @@ class SerialPool:
         spin: float | None = None,
         max_restarts: int | None = None,
     ) -> None:
-        from ._pool import _check_pool_options
-
         _check_pool_options(workers, "serial", start, initializer, max_tasks_per_worker)
         self._closed = False
         self._calls = 0
@@ -194,7 +191,6 @@ class SerialPool:
     def _iterate(
         self, what: str, fn: Any, iterables: tuple[Any, ...], star: bool, options: dict[str, Any]
     ) -> _Results:
-        from ._pool import _as_iterator
         from ._progress import make_progress
 
         self._check()

@@ -8,8 +8,9 @@
  *   value.c    arguments and results: fast form, or pickle with buffers beside it
  *   block.c    type Block: arena memory as a Python buffer
  *   chunk.c    the worker's side: many items in one task
+ *   errors.c   what the runtime's codes and losses are in Python
  *   future.c   type FutureBase
- *   job.c      type Job: a map, as one call, as an iterator, or in the background
+ *   job*.c     type Job (job.h): a map, as one call, as an iterator, or in the background
  *   mailbox.c  types Mailbox and Parcel: queues between processes
  *   reveal.c   what a task gets in the place of a Shared
  *   run.c      the worker's side: the hooks that run Python tasks

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
-#include "ext.h"
+#include "job.h"
 
 #define OUTPUT_MAX (64u << 10)
 
@@ -32,116 +32,7 @@ void core_drop(struct core *c)
     free(c);
 }
 
-/* ------------------------------------------------------------------ errors */
-
-void raise_code(struct state *st, struct tri_pool *p, int err)
-{
-    PyObject *data, *exc;
-
-    if (PyErr_Occurred())
-        return;
-    switch (err) {
-    case -ENOMEM:
-        PyErr_SetString(PyExc_MemoryError, "the pool's shared memory is used up");
-        return;
-    case -EINVAL:
-        PyErr_SetString(PyExc_ValueError, "a pool's option is out of range");
-        return;
-    case TRI_EFORKED:
-        PyErr_SetString(PyExc_RuntimeError,
-                        "this process is a fork of the pool's owner; open a pool of its own here");
-        return;
-    case TRI_ECLOSED:
-        PyErr_SetString(PyExc_ValueError, "the pool is closed");
-        return;
-    case TRI_EBROKEN:
-        if (p && p->note_len && state_late_imports(st) == 0) {
-            data = PyBytes_FromStringAndSize((const char *)p->note, p->note_len);
-            exc = data ? PyObject_CallOneArg(st->decode_exception, data) : NULL;
-            Py_XDECREF(data);
-            if (exc)
-                PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-            Py_XDECREF(exc);
-            return;
-        }
-        exc = loss_exception(st, p, NULL, NULL);
-        if (exc)
-            PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-        Py_XDECREF(exc);
-        return;
-    default:
-        if (err < 0 && err > -4096) {
-            errno = -err;
-            PyErr_SetFromErrno(PyExc_OSError);
-        } else {
-            PyErr_SetString(PyExc_RuntimeError, tri_strerror(err));
-        }
-    }
-}
-
-PyObject *loss_exception(struct state *st, struct tri_pool *p, const struct tri_done *d,
-                         PyObject *task)
-{
-    int status = d ? d->status : TRI_EBROKEN;
-    struct tri_loss loss = {0}, past[TRI_PAST_MAX] = {{0}};
-    PyObject *deaths;
-
-    if (state_late_imports(st) < 0)
-        return NULL;
-    if (status == TRI_EBROKEN && p && p->note_len) {
-        PyObject *data = PyBytes_FromStringAndSize((const char *)p->note, p->note_len), *exc;
-
-        exc = data ? PyObject_CallOneArg(st->decode_exception, data) : NULL;
-        Py_XDECREF(data);
-        return exc;
-    }
-    if (status == TRI_EBROKEN && p)
-        loss = p->broken_loss;
-    else if (d)
-        loss = d->loss;
-    deaths = PyList_New(d ? (Py_ssize_t)d->npast : 0);
-    if (!deaths)
-        return NULL;
-    if (d)
-        memcpy(past, d->res, d->npast * sizeof *past);
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(deaths); i++) {
-        PyObject *one = Py_BuildValue("(iiii)", (int)past[i].pid, (int)past[i].signal,
-                                      (int)past[i].exitcode, (int)past[i].oom);
-
-        if (!one) {
-            Py_DECREF(deaths);
-            return NULL;
-        }
-        PyList_SET_ITEM(deaths, i, one);
-    }
-    return PyObject_CallFunction(st->lost, "isiiiiINdO", status,
-                                 status == TRI_EBROKEN ? p ? tri_broken_why(p) : "its warden died"
-                                                       : tri_strerror(status),
-                                 (int)loss.pid, (int)loss.signal, (int)loss.exitcode, (int)loss.oom,
-                                 d ? (unsigned)d->deaths : 0, deaths,
-                                 d ? (double)d->exec_ns / 1e9 : 0.0, task ? task : Py_None);
-}
-
-int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns)
-{
-    double s;
-
-    *ns = -1;
-    if (!seconds || seconds == Py_None)
-        return 0;
-    s = PyFloat_AsDouble(seconds);
-    if (s == -1.0 && PyErr_Occurred()) {
-        PyErr_Format(PyExc_TypeError, "%s must be a number of seconds or None, not %.100s", what,
-                     Py_TYPE(seconds)->tp_name);
-        return -1;
-    }
-    if (s != s) {
-        PyErr_Format(PyExc_ValueError, "%s must not be NaN", what);
-        return -1;
-    }
-    *ns = s <= 0 ? 0 : s > 9e9 ? -1 : (int64_t)(s * 1e9);
-    return 0;
-}
+/* ------------------------------------------------------------------ taking and waiting */
 
 int pool_check(PoolObject *pool)
 {
@@ -155,8 +46,6 @@ int pool_check(PoolObject *pool)
     }
     return 0;
 }
-
-/* ------------------------------------------------------------------ taking and waiting */
 
 static int show_output(PoolObject *pool)
 {
@@ -333,7 +222,28 @@ static PyObject *pool_open(PyObject *obj, PyObject *args, PyObject *kwargs)
     Py_RETURN_NONE;
 }
 
-/* ------------------------------------------------------------------ submit */
+/* ------------------------------------------------------------------ options */
+
+int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns)
+{
+    double s;
+
+    *ns = -1;
+    if (!seconds || seconds == Py_None)
+        return 0;
+    s = PyFloat_AsDouble(seconds);
+    if (s == -1.0 && PyErr_Occurred()) {
+        PyErr_Format(PyExc_TypeError, "%s must be a number of seconds or None, not %.100s", what,
+                     Py_TYPE(seconds)->tp_name);
+        return -1;
+    }
+    if (s != s) {
+        PyErr_Format(PyExc_ValueError, "%s must not be NaN", what);
+        return -1;
+    }
+    *ns = s <= 0 ? 0 : s > 9e9 ? -1 : (int64_t)(s * 1e9);
+    return 0;
+}
 
 int option_timeout(PyObject *value, struct options *opt)
 {
@@ -391,6 +301,8 @@ static int option(PyObject *name, PyObject *value, struct options *opt)
         return option_priority(value, opt) < 0 ? -1 : 1;
     return 0;
 }
+
+/* ------------------------------------------------------------------ submit */
 
 static PyObject *pool_submit_method(PyObject *obj, PyObject *const *args, Py_ssize_t nargs,
                                     PyObject *kwnames)
@@ -639,8 +551,6 @@ static void pool_dealloc(PyObject *obj)
     type->tp_free(obj);
     Py_DECREF(type);
 }
-
-PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs);
 
 static PyMethodDef pool_methods[] = {
     {"_open", (PyCFunction)(void (*)(void))pool_open, METH_VARARGS | METH_KEYWORDS, NULL},

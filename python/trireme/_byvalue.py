@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Functions and classes by value: cloudpickle, with three additions.
+
+They make by-value code behave like the code the user wrote:
+
+Namespaces.  Every by-value function of one module shares one dictionary of globals in a worker, so
+that an initializer that says ``global model`` is seen by the task functions.  The owner stamps
+each global with a version; a worker keeps its own binding until the owner really binds another
+value, so ``model = None`` in the script does not undo what the initializer did.
+
+A local function of an importable module that uses the module's functions or state runs on the
+worker's own import of it instead.
+
+Class identity.  A class keeps the id cloudpickle gave it.  In the direction owner -> worker the
+newest state of the class is applied.  In the direction worker -> owner the owner's class always
+wins and is never modified; most results then name their class by id alone.
+
+Buffers.  A memoryview leaves the stream as the buffer it is over, like an array.
+
+The functions that a pickle names (``_namespace``, ``_make_class``, ...) run where it is read.
+"""
+
+from __future__ import annotations
+
+import _pickle as pickle  # the C half; pickle.py would import re, codecs and more
+import os
+import sys
+import types
+from _operator import is_
+from io import BytesIO
+
+from ._importable import (
+    _found_by_name,
+    _namespace_key,
+    _namespaces,
+    _resolve,
+    _strange,
+)
+from ._watch import _wanted_module, _Watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+PROTOCOL = 5
+
+_loads = pickle.loads
+
+
+def expects_code() -> bool:
+    """Will functions or classes probably travel by value?  Then workers need cloudpickle at once.
+
+    So it is where there is no file to import them from, as in a notebook, and where the main
+    program defines some.  Not by a main() alone: that is no task.
+    """
+    main = sys.modules.get("__main__")
+    if not hasattr(main, "__file__"):
+        return True
+    return any(
+        isinstance(value, (types.FunctionType, type))
+        and value.__module__ == "__main__"
+        and name != "main"
+        for name, value in list(vars(main).items())
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Namespaces: one dictionary of globals per by-value module and worker
+# ---------------------------------------------------------------------------------------------
+
+# Owner: module -> name -> (value last sent, its version).  Only values whose identity says all are
+# kept here; anything that can change in place gets a new version each time it is sent.
+_sent: dict[str, dict[str, tuple[Any, int]]] = {}
+_last_version = 0
+
+# Worker: module -> name -> version received.
+_received: dict[str, dict[str, int]] = {}
+
+
+class _Globals(dict):  # type: ignore[type-arg]
+    """Travels as a reference to the worker's namespace of one module."""
+
+    def __init__(self, module: str, seed: dict[str, Any]) -> None:
+        super().__init__(seed, __name__=module)
+
+    def __reduce__(self) -> Any:
+        return _namespace, (self["__name__"], dict(self))
+
+
+def _namespace(module: str, seed: dict[str, Any]) -> dict[str, Any]:
+    """Worker: the globals shared by all by-value functions of *module*."""
+    found = _namespaces.get(module)
+    if found is None:
+        found = _namespaces[module] = seed
+    return found
+
+
+class _ModuleGlobals(dict):  # type: ignore[type-arg]
+    """Travels as a reference to the globals of a module that the worker imports."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(__name__=module)
+
+    def __reduce__(self) -> Any:
+        return _module_globals, (self["__name__"],)
+
+
+def _module_globals(module: str) -> dict[str, Any]:
+    """Worker: the globals of an importable module."""
+    __import__(module)
+    return sys.modules[module].__dict__
+
+
+def _version(module: str, name: str, value: Any) -> int:
+    """Owner: the version of a global; the same number again only if nothing can have changed.
+
+    The pid is part of it, so that a worker which is itself an owner never repeats the versions
+    its own workers inherited by fork.
+    """
+    global _last_version
+    names = _sent.setdefault(module, {})
+    last = names.get(name)
+    if last is not None and last[0] is value:
+        return last[1]
+    _last_version += 1
+    version = os.getpid() << 32 | _last_version
+    if isinstance(value, types.FunctionType):
+        lasting = value.__closure__ is None or _found_by_name(value)
+    else:
+        watch = _Watch()
+        lasting = watch.is_constant(value) and not watch.volatile
+    if lasting:
+        names[name] = (value, version)
+    else:
+        names.pop(name, None)
+    return version
+
+
+def _set_function_state(fn: Any, state: Any) -> None:
+    """Worker: give a by-value function its state, keeping bindings the owner did not change."""
+    setter, inner, module, versions = state
+    received = _received.setdefault(module, {})
+    incoming = inner[1]["__globals__"]
+    current = fn.__globals__
+    for name, version in versions.items():
+        last = received.get(name, 0)
+        # Versions of one owner only grow; a message that waited long must not bring old ones back.
+        if last >> 32 == version >> 32 and last >= version and name in current:
+            del incoming[name]
+        else:
+            received[name] = version
+    setter(fn, inner)
+
+
+# ---------------------------------------------------------------------------------------------
+# Classes by value
+# ---------------------------------------------------------------------------------------------
+
+# Owner: classes of module level that were sent; results may name them by id, so they must live.
+_pinned: dict[str, type] = {}
+# Worker: weak map from a class received from the owner to the id under which the owner keeps it.
+_from_owner: Any = None
+# Weak sets: classes received from elsewhere and complete; classes born here and sent.
+_received_classes: Any = None
+_own_classes: Any = None
+# Owner: the pickles of classes, see _ClassPickle.  They keep their classes alive, so the table is
+# emptied when a program that makes classes without end has filled it.
+_class_pickles: dict[type, _ClassPickle] = {}
+_CLASSES_MAX = 1024
+# Worker: id of a class -> (the version of the pickle it was loaded from, weak reference to it).
+_loaded_classes: dict[str, tuple[int, Any]] = {}
+
+
+def _class_tables() -> None:
+    """Make the weak tables of classes on first use."""
+    global _from_owner, _received_classes, _own_classes
+    if _from_owner is None:
+        import weakref
+
+        _received_classes = weakref.WeakSet()
+        _own_classes = weakref.WeakSet()
+        _from_owner = weakref.WeakKeyDictionary()
+
+
+def become_worker() -> None:
+    """Forget, in a fork of the owner, that its classes were born here: their news is welcome."""
+    if _own_classes is not None:
+        _own_classes.clear()
+
+
+def _make_class(maker: Callable[..., type], args: tuple[Any, ...], pinned: bool) -> type:
+    """Find the class that *args* describe by its id, or make its skeleton."""
+    cls = maker(*args)
+    _class_tables()
+    if pinned and cls not in _own_classes:
+        _from_owner[cls] = args[-2]
+    return cls
+
+
+def _set_class_state(cls: type, state: Any) -> None:
+    """Complete a class.  Nothing that comes back ever changes a class that was born here."""
+    setter, inner, is_result = state
+    if cls in _own_classes or (is_result and cls in _received_classes):
+        return
+    setter(cls, inner)
+    _received_classes.add(cls)
+
+
+def _load_class(tracker: str, version: int, data: bytes) -> type:
+    """Worker: a class from its own pickle, which is read only if it is not the one we have."""
+    loaded = _loaded_classes.get(tracker)
+    if loaded is not None and loaded[0] == version:
+        cls = loaded[1]()
+        if cls is not None:
+            return cls  # type: ignore[no-any-return]
+    import weakref
+
+    cls = _loads(data)
+    if len(_loaded_classes) >= _CLASSES_MAX:
+        _loaded_classes.clear()
+    _loaded_classes[tracker] = (version, weakref.ref(cls))
+    return cls  # type: ignore[no-any-return]
+
+
+class _ClassPickle:
+    """The pickle of one by-value class, kept while nothing it depends on was bound anew.
+
+    Pickling a small dataclass by value takes 100 us and reading it as long; with this, an instance
+    costs 10 us to send and its class is read once per worker.
+    """
+
+    # What the language and dataclasses, enum, abc put in a class; it changes with the class only.
+    GENERATED = frozenset(
+        {
+            "__annotations__",
+            "__annotations_cache__",
+            "__abstractmethods__",
+            "__dataclass_fields__",
+            "__dataclass_params__",
+            "__dict__",
+            "__slots__",
+            "__slotnames__",
+            "__weakref__",
+            "_abc_impl",
+            "_member_map_",
+            "_member_names_",
+            "_value2member_map_",
+            "_hashable_values_",
+            "_unhashable_values_",
+            "_unhashable_values_map_",
+            "_field_defaults",
+        }
+    )
+
+    def __init__(self, cls: type, data: bytes, tracker: str) -> None:
+        global _last_version
+        _last_version += 1
+        self.reduced = (_load_class, (tracker, os.getpid() << 32 | _last_version, data))
+        self.watch = _Watch()
+        self.bodies: list[tuple[Any, list[Any]]] = []
+        for base in cls.__mro__:
+            if base is not cls and _found_by_name(base):
+                continue
+            self.bodies.append((base.__dict__, list(base.__dict__.values())))
+            for name, value in list(base.__dict__.items()):
+                value = getattr(value, "__func__", value)
+                if isinstance(value, property):
+                    for part in (value.fget, value.fset, value.fdel):
+                        self.watch.add(part)
+                elif name not in self.GENERATED and not isinstance(value, types.FunctionType):
+                    self.watch.add(value)
+        self.watch.add_class(cls)
+
+    def is_right(self) -> bool:
+        """Whether pickling the class again would give the same."""
+        if self.watch.volatile:
+            return False
+        for body, values in self.bodies:
+            if len(body) != len(values) or not all(map(is_, body.values(), values)):
+                return False
+        return self.watch.is_unchanged()
+
+
+def _class_by_id(tracker: str, name: str) -> type:
+    """Owner: the class that a result names by id."""
+    cls = _pinned.get(tracker)
+    if cls is None:
+        from cloudpickle import cloudpickle
+
+        cls = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
+    if cls is None:
+        raise pickle.UnpicklingError(f"the class {name} of this result is gone in this process")
+    return cls
+
+
+# ---------------------------------------------------------------------------------------------
+# The pickler
+# ---------------------------------------------------------------------------------------------
+
+
+def _make_cached(fn: Any, parameters: dict[str, Any]) -> Any:
+    """Rebuild a functools.lru_cache around a by-value function; its cache starts empty."""
+    import functools
+
+    return functools.lru_cache(**parameters)(fn)
+
+
+def _make_view(buffer: Any, fmt: str, shape: tuple[int, ...]) -> memoryview:
+    """Rebuild a memoryview over a received buffer."""
+    view = memoryview(buffer).cast("B")
+    if fmt == "B" and len(shape) == 1:
+        return view
+    return view.cast(fmt, shape)  # type: ignore[call-overload]
+
+
+_by_value: type | None = None
+
+
+def _by_value_pickler() -> Any:
+    """The pickler that sends code by value; made on first use because it imports cloudpickle."""
+    global _by_value
+    if _by_value is not None:
+        return _by_value
+    try:
+        from cloudpickle import cloudpickle
+    except ImportError as exc:
+        raise ImportError(
+            "sending a function or class by value needs cloudpickle: pip install cloudpickle"
+        ) from exc
+    import functools
+
+    _class_tables()
+    cached_function = type(functools.lru_cache(int))
+
+    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+        """cloudpickle's pickler with namespaces, class identity and buffers as described above."""
+
+        def __init__(
+            self, file: Any, buffer_callback: Any, is_result: bool, inline_classes: bool = False
+        ) -> None:
+            super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
+            self.is_result = is_result
+            self.inline_classes = inline_classes
+            self.chosen_globals: dict[tuple[int, str | None], Any] = {}
+
+        def _function_getnewargs(self, func: Any) -> Any:
+            where = id(func.__globals__)
+            if not self.is_result:
+                wanted = _wanted_module(func)
+                key = _namespace_key(func.__globals__) if wanted is None else wanted
+                chosen = self.chosen_globals.get((where, wanted))
+                if chosen is None and wanted is not None:
+                    chosen = _ModuleGlobals(wanted)
+                elif chosen is None and key is not None:
+                    names = ("__package__", "__path__", "__file__")
+                    seed = {k: func.__globals__[k] for k in names if k in func.__globals__}
+                    chosen = _Globals(key, seed)
+                if chosen is not None:
+                    self.chosen_globals[where, wanted] = self.globals_ref[where] = chosen
+            return super()._function_getnewargs(func)
+
+        def reducer_override(self, obj: Any) -> Any:
+            kind = type(obj)
+            if kind is memoryview:
+                return self._reduce_view(obj)
+            if kind is cached_function and not _found_by_name(obj):
+                return _make_cached, (obj.__wrapped__, obj.cache_parameters())
+            is_class = issubclass(kind, type)
+            if not is_class and kind is not types.FunctionType:
+                return NotImplemented
+            if self.is_result:
+                if _resolve(obj.__module__, obj.__qualname__) is obj:
+                    return NotImplemented  # a fork of the owner: the owner has it by name
+                if is_class and obj in _from_owner:
+                    return _class_by_id, (_from_owner[obj], obj.__qualname__)
+            elif is_class and not self.inline_classes and not _found_by_name(obj):
+                kept = _class_pickles.get(obj)
+                if kept is not None and kept.is_right():
+                    return kept.reduced
+                kept = self._pickle_class(obj)
+                if kept is not None:
+                    return kept.reduced
+            reduced = super().reducer_override(obj)
+            if type(reduced) is not tuple or len(reduced) != 6:
+                return reduced
+            maker, args, state, _, _, setter = reduced
+            if is_class:
+                pinned = not self.is_result and "<locals>" not in obj.__qualname__
+                if pinned:
+                    _pinned[args[-2]] = obj
+                if obj not in _received_classes:
+                    _own_classes.add(obj)
+                state = (setter, state, self.is_result)
+                return _make_class, (maker, args, pinned), state, None, None, _set_class_state
+            globals_sent = args[1]
+            if type(globals_sent) is _ModuleGlobals:
+                state[1]["__globals__"] = {}
+            if type(globals_sent) is not _Globals:
+                return reduced
+            module = globals_sent["__name__"]
+            versions = {k: _version(module, k, v) for k, v in state[1]["__globals__"].items()}
+            state = (setter, state, module, versions)
+            return maker, args, state, None, None, _set_function_state
+
+        @staticmethod
+        def _pickle_class(cls: type) -> _ClassPickle | None:
+            """A pickle of *cls* alone, or None if what it refers to can change in place."""
+            reduced = cloudpickle._class_reduce(cls)
+            if type(reduced) is not tuple or len(reduced) != 6:
+                return None
+            file = BytesIO()
+            ByValue(file, None, False, inline_classes=True).dump(cls)
+            kept = _ClassPickle(cls, file.getvalue(), reduced[1][-2])
+            if kept.watch.volatile:
+                return None
+            if len(_class_pickles) >= _CLASSES_MAX:
+                _class_pickles.clear()
+            _class_pickles[cls] = kept
+            return kept
+
+        @staticmethod
+        def _reduce_view(view: memoryview) -> Any:
+            if view.c_contiguous and len(view.format) == 1 and 0 not in (view.ndim, view.nbytes):
+                return _make_view, (pickle.PickleBuffer(view), view.format, view.shape)
+            return bytes, (view.tobytes(),)
+
+    _by_value = ByValue
+    return ByValue
+
+
+def _dump_by_value(obj: Any, buffer_callback: Any, is_result: bool) -> bytes:
+    """Pickle with code by value.  Raises whatever the object's own hooks raise."""
+    pickler = _by_value_pickler()
+    from cloudpickle import cloudpickle
+
+    # The public way to tell cloudpickle that a module in sys.modules cannot be imported elsewhere.
+    added = []
+    for name in list(_strange):
+        module = sys.modules.get(name)
+        if (
+            name != "__main__"
+            and isinstance(module, types.ModuleType)
+            and module.__name__ in sys.modules
+            and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
+        ):
+            cloudpickle.register_pickle_by_value(module)
+            added.append(module)
+    try:
+        file = BytesIO()
+        pickler(file, buffer_callback, is_result).dump(obj)
+        return file.getvalue()
+    finally:
+        for module in added:
+            try:
+                cloudpickle.unregister_pickle_by_value(module)
+            except ValueError:
+                pass  # another thread was first

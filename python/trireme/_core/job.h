@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * job.h - what the files of type Job share: job.c, job_chunks.c, job_map.c and job_iter.c.
+ *
+ * A job and its chunks are touched with the GIL held only.  A chunk that was sent holds a
+ * reference to its job until its task has ended, so a job in flight is never freed.
+ */
+#ifndef TRI_JOB_H
+#define TRI_JOB_H
+
+#include "ext.h"
+
+enum mode { J_MAP = 0, J_ORDERED = 1, J_UNORDERED = 2, J_ASYNC = 3 };
+
+struct chunk {
+    struct tri_user user;
+    struct JobObject *job;
+    struct chunk *next;         /* in the order sent */
+    struct chunk *next_ready;   /* in the order ended */
+    Py_ssize_t first, n, given; /* given: items handed out so far */
+    PyObject *items;            /* threads, or what the iterator gave: kept alive */
+    PyObject *values;           /* list of results, once read */
+    PyObject *error;            /* it failed as a whole: what each of its items raises */
+    struct tri_done done;
+    uint64_t ticket;
+    uint32_t slot;
+    bool ended, cancelled;
+};
+
+typedef struct JobObject {
+    PyObject_HEAD PoolObject *pool;
+    FnObject *fn;
+    PyObject *callable;
+    PyObject *seq; /* list, tuple or range; NULL: iter */
+    PyObject *iter;
+    PyObject *results;  /* list, for J_MAP and J_ASYNC */
+    PyObject *progress; /* called with the number of new results */
+    PyObject *error;    /* the first failure of a map; of an iterator, what its input raised */
+    PyObject *again;    /* items pulled with one that cannot be sent: they go one by one */
+    PyObject *on_done;  /* called once: a background job has ended, an iterator is exhausted */
+    struct options opt;
+    enum mode mode;
+    bool star, caller, helping, exhausted, watched, stopped;
+    Py_ssize_t n, next, chunk, in_flight, done_items, last_size;
+    double item_ns, most_ns;           /* most_ns: of a whole chunk */
+    uint64_t most_bytes;               /* of a chunk's arguments or results */
+    struct chunk *head, **tail;        /* sent, not yet given out */
+    struct chunk *ready, **ready_tail; /* ended, not yet given out; not kept by J_ORDERED */
+    PyThread_type_lock turn;           /* held by the thread inside next() */
+    unsigned long turn_of;             /* that thread */
+} JobObject;
+
+/* Tell the progress bar of n new results.  0 or -1 with the exception it raised. */
+static inline int report(JobObject *j, Py_ssize_t n)
+{
+    PyObject *r;
+
+    j->done_items += n;
+    if (!j->progress)
+        return 0;
+    r = PyObject_CallFunction(j->progress, "n", n);
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
+/* ------------------------------------------------------------------ job_chunks.c */
+
+void chunk_free(struct chunk *c);
+/* Read an ended chunk: its values into out[0..n) or, when out is NULL, into c->values.
+ * 0; 1: it failed as a whole, the exception is set. */
+int chunk_read(JobObject *j, struct chunk *c, PyObject **out);
+/* Take a chunk out of those sent. */
+void unlink_chunk(JobObject *j, struct chunk *c);
+/* The chunk that ended first of those not yet given out, taken; NULL: none. */
+struct chunk *pop_ready(JobObject *j);
+/* How many items the next chunk is to have. */
+Py_ssize_t next_size(const JobObject *j);
+/* Keep the window full.  waiting: chunks that ended and are not given out.  0 or -1, exception. */
+int send_some(JobObject *j, Py_ssize_t waiting);
+/* Have the next pump look whether this job is over. */
+void tell_later(JobObject *j);
+/* Forget everything: chunks not started are cancelled, the others end on their own. */
+void job_forget(JobObject *j);
+/* The exception that is set, taken away; it is noted in *into unless one is there already. */
+void fetch_error(PyObject **into);
+
+/* ------------------------------------------------------------------ job_map.c */
+
+/* Move what has ended into the result list.  How many chunks, or -1 with an exception. */
+int collect(JobObject *j);
+/* Run a map to its end: 0, 1 timed out, -1 exception.  Whatever ends it stops it. */
+int run_map(JobObject *j, int64_t timeout_ns);
+
+/* ------------------------------------------------------------------ job_iter.c */
+
+PyObject *job_self(PyObject *obj); /* iter() */
+PyObject *job_next(PyObject *obj);
+PyObject *job_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n);
+
+/* ------------------------------------------------------------------ job.c */
+
+/* Method _job of a pool. */
+PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs);
+
+#endif

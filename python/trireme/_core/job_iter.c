@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * job_iter.c - a job as an iterator, ordered or as chunks end.
+ *
+ * Input is pulled as results are taken, a window ahead and no further, so it may be endless.  The
+ * chunk to give out from is the first one sent, or the first one ended; it is read as a whole when
+ * its turn comes and then given out value by value.  An item that failed raises at its place and
+ * the next call goes on behind it; an exception of the input itself comes after all that was
+ * pulled before it.  One thread at a time is inside next(), the others queue for `turn`.
+ */
+#include "base/clock.h"
+#include "job.h"
+
+/* All of a chunk's items were given out. */
+static void chunk_over(JobObject *j, struct chunk *c)
+{
+    unlink_chunk(j, c);
+    if (j->mode == J_UNORDERED)
+        pop_ready(j); /* it is the first one: nothing else is given out in between */
+    chunk_free(c);
+}
+
+/* Give out the next value of a chunk that has been read, or raise what stands in its place. */
+static PyObject *give(JobObject *j, struct chunk *c)
+{
+    PyObject *v = NULL, *exc = NULL, *data;
+
+    if (c->error) {
+        exc = Py_NewRef(c->error);
+    } else {
+        v = Py_NewRef(PyList_GET_ITEM(c->values, c->given));
+        if (c->done.code == R_FAILURES && Py_TYPE(v) == (PyTypeObject *)j->pool->st->failed_type) {
+            data = PyObject_GetAttrString(v, "data");
+            exc = data && !PyExceptionInstance_Check(data)
+                      ? PyObject_CallOneArg(j->pool->st->decode_exception, data)
+                      : Py_XNewRef(data);
+            Py_XDECREF(data);
+            Py_CLEAR(v);
+        }
+    }
+    if (++c->given >= c->n)
+        chunk_over(j, c);
+    if (report(j, 1) < 0)
+        Py_CLEAR(v);
+    else if (exc)
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+    Py_XDECREF(exc);
+    return v;
+}
+
+static Py_ssize_t waiting_chunks(const JobObject *j)
+{
+    Py_ssize_t n = 0;
+
+    for (const struct chunk *c = j->head; c; c = c->next)
+        n += c->ended;
+    return n;
+}
+
+/* next(), waiting at most timeout_ns.  NULL without an exception: the end. */
+static PyObject *next_value(JobObject *j, int64_t timeout_ns)
+{
+    int64_t until = timeout_ns > 0 ? tri_now_ns() + timeout_ns : 0;
+    PyObject *late = NULL;
+
+    for (;;) {
+        struct chunk *c = j->mode == J_ORDERED ? j->head : j->ready;
+        uint32_t key;
+        int moved;
+
+        if (j->stopped)
+            return NULL;
+        if (c && c->ended) {
+            if (!c->values && !c->error && chunk_read(j, c, NULL)) {
+                if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+                    chunk_over(j, c);
+                    return NULL;
+                }
+                fetch_error(&c->error);
+            }
+            if (send_some(j, waiting_chunks(j)) < 0)
+                fetch_error(&j->error); /* the input failed: told after what came before it */
+            return give(j, c);
+        }
+        if (pool_check(j->pool) < 0)
+            return NULL;
+        key = tri_wait_key(j->pool->core->p);
+        if (send_some(j, waiting_chunks(j)) < 0)
+            fetch_error(&j->error);
+        if (!j->head) {
+            late = j->error;
+            j->error = NULL;
+            if (late)
+                PyErr_SetObject((PyObject *)Py_TYPE(late), late);
+            Py_XDECREF(late);
+            return NULL;
+        }
+        moved = pool_pump(j->pool);
+        if (moved == 0 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {
+            if (timeout_ns > 0 && (timeout_ns = until - tri_now_ns()) <= 0)
+                timeout_ns = 0;
+            moved = pool_wait(j->pool, key, j->mode == J_ORDERED ? j->head->slot : TRI_ANY_SLOT,
+                              j->head->ticket, timeout_ns);
+            if (moved == 1 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {
+                PyErr_SetNone(PyExc_TimeoutError);
+                return NULL;
+            }
+        }
+        if (moved < 0)
+            return NULL;
+    }
+}
+
+/* An iterator is at its end, or failed there: say so, without losing its exception. */
+static void finish(JobObject *j)
+{
+    PyObject *type, *exc, *tb, *fn = j->on_done, *r;
+
+    j->on_done = NULL;
+    PyErr_Fetch(&type, &exc, &tb);
+    r = PyObject_CallNoArgs(fn);
+    if (!r && type)
+        PyErr_WriteUnraisable(fn);
+    if (type)
+        PyErr_Restore(type, exc, tb);
+    Py_XDECREF(r);
+    Py_DECREF(fn);
+}
+
+/* One thread at a time: pulling input and reading results run code of the user's. */
+static PyObject *next_in_turn(JobObject *j, int64_t timeout_ns)
+{
+    unsigned long me = PyThread_get_thread_ident();
+    PyObject *v;
+
+    if (!PyThread_acquire_lock(j->turn, NOWAIT_LOCK)) {
+        PyLockStatus got = PY_LOCK_FAILURE;
+
+        if (j->turn_of == me) {
+            PyErr_SetString(PyExc_ValueError, "this iterator is already executing");
+            return NULL;
+        }
+        do {
+            Py_BEGIN_ALLOW_THREADS got = PyThread_acquire_lock_timed(
+                j->turn, timeout_ns < 0 ? -1 : (PY_TIMEOUT_T)(timeout_ns / 1000), 1);
+            Py_END_ALLOW_THREADS if (got == PY_LOCK_INTR && PyErr_CheckSignals() < 0) return NULL;
+        } while (got == PY_LOCK_INTR);
+        if (got == PY_LOCK_FAILURE) {
+            PyErr_SetNone(PyExc_TimeoutError);
+            return NULL;
+        }
+    }
+    j->turn_of = me;
+    Py_INCREF(j);
+    v = next_value(j, timeout_ns);
+    if (!v && !j->head && j->on_done)
+        finish(j);
+    j->turn_of = 0;
+    PyThread_release_lock(j->turn);
+    Py_DECREF(j);
+    return v;
+}
+
+PyObject *job_next(PyObject *obj)
+{
+    return next_in_turn((JobObject *)obj, -1);
+}
+
+PyObject *job_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n)
+{
+    int64_t ns;
+    PyObject *v;
+
+    if (n > 1 || seconds_to_ns(n ? args[0] : NULL, "timeout", &ns) < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "next() takes at most one argument, the timeout");
+        return NULL;
+    }
+    v = next_in_turn((JobObject *)obj, ns);
+    if (!v && !PyErr_Occurred())
+        PyErr_SetNone(PyExc_StopIteration);
+    return v;
+}
+
+PyObject *job_self(PyObject *obj)
+{
+    JobObject *j = (JobObject *)obj;
+
+    if (j->mode != J_ORDERED && j->mode != J_UNORDERED) {
+        PyErr_SetString(PyExc_TypeError, "this job is not an iterator");
+        return NULL;
+    }
+    return Py_NewRef(obj);
+}

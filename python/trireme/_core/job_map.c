@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * job_map.c - a map as one call: the loop that whoever waits for all results is in.
+ *
+ * It sends while the window has room, takes what ended, decodes that into the result list by
+ * index, and sleeps only when there is nothing to take.  A caller who works too computes items
+ * that were not sent, a chunk of them between two looks.  A map in the background is run by the
+ * same loop when somebody waits for it, and by pumps otherwise (job.c: job_tell).
+ */
+#include "base/clock.h"
+#include "job.h"
+
+#define BEHIND 4 /* chunks found ended at one look: the owner does not keep up */
+
+int collect(JobObject *j)
+{
+    struct chunk *c;
+    int n = 0, err = 0;
+
+    while ((c = pop_ready(j)) != NULL) {
+        unlink_chunk(j, c);
+        err = chunk_read(j, c, ((PyListObject *)j->results)->ob_item + c->first);
+        if (!err)
+            err = report(j, c->n);
+        chunk_free(c);
+        if (err)
+            return -1;
+        n++;
+    }
+    return n;
+}
+
+/*
+ * The owner works, so a worker may have to make room (tri_helper_begin): when it computes items
+ * itself, and when results come faster than it reads them, since then it is what all wait for.
+ */
+static void start_helping(JobObject *j)
+{
+    if (!j->helping)
+        tri_helper_begin(j->pool->core->p);
+    j->helping = true;
+}
+
+static void stop_helping(JobObject *j)
+{
+    if (j->helping)
+        tri_helper_end(j->pool->core->p);
+    j->helping = false;
+}
+
+/* The caller's own share of a map. */
+static int work_here(JobObject *j)
+{
+    Py_ssize_t n = next_size(j), first = j->next;
+    int64_t start = tri_now_ns();
+    bool list = PyList_CheckExact(j->seq), ints = false;
+    struct tri_seqr range;
+    uint8_t room[32];
+    struct tri_buf b;
+    Py_ssize_t i;
+
+    start_helping(j);
+    j->next += n;
+    j->last_size = n;
+    if (PyRange_Check(j->seq)) {
+        int err;
+
+        tri_buf_init(&b, room, sizeof room);
+        err = range_encode(&b, j->seq, first, n);
+        if (err == TRI_ENC_OK)
+            err = tri_seqr_init(&range, b.p, b.len);
+        if (err < 0)
+            return -1;
+        ints = err == 0;
+        if (ints)
+            tri_seqr_reuse(&range);
+    }
+    for (i = first; i < first + n; i++) {
+        PyObject *item, *r = NULL;
+
+        if (ints)
+            item = tri_seqr_next(&range);
+        else if (list && i < PyList_GET_SIZE(j->seq)) /* the function may have shortened it */
+            item = Py_NewRef(PyList_GET_ITEM(j->seq, i));
+        else
+            item = PySequence_GetItem(j->seq, i);
+        if (item)
+            r = call_here(j->pool->st, j->callable, item, j->star);
+        Py_XDECREF(item);
+        if (!r)
+            break;
+        PyList_SET_ITEM(j->results, i, r);
+    }
+    if (ints)
+        tri_seqr_clear(&range);
+    if (i < first + n)
+        return -1;
+    if (j->item_ns <= 0)
+        j->item_ns = (double)(tri_now_ns() - start) / (double)n;
+    return report(j, n);
+}
+
+static int run_map_steps(JobObject *j, int64_t timeout_ns)
+{
+    int64_t until = timeout_ns > 0 ? tri_now_ns() + timeout_ns : 0, left = timeout_ns;
+
+    while (!j->error && j->done_items < j->n) {
+        uint32_t key;
+        int moved;
+
+        if (pool_check(j->pool) < 0)
+            goto failed;
+        key = tri_wait_key(j->pool->core->p);
+        if (send_some(j, 0) < 0)
+            goto failed;
+        moved = pool_pump(j->pool);
+        if (moved >= BEHIND)
+            start_helping(j);
+        if (moved >= 0) {
+            int got = collect(j);
+
+            moved = got < 0 ? -1 : moved + got;
+        }
+        if (moved < 0)
+            goto failed;
+        if (moved)
+            continue;
+        if (j->caller && j->next < j->n) {
+            if (work_here(j) < 0)
+                goto failed;
+            continue;
+        }
+        stop_helping(j);
+        if (timeout_ns > 0 && (left = until - tri_now_ns()) <= 0)
+            left = 0;
+        moved = pool_wait(j->pool, key, j->head && !j->head->ended ? j->head->slot : TRI_ANY_SLOT,
+                          j->head ? j->head->ticket : 0, left);
+        if (moved < 0)
+            goto failed;
+        if (moved == 1 && !j->ready)
+            return 1;
+    }
+    return j->error ? -1 : 0;
+failed:
+    fetch_error(&j->error);
+    job_forget(j);
+    return -1;
+}
+
+int run_map(JobObject *j, int64_t timeout_ns)
+{
+    int err = run_map_steps(j, timeout_ns);
+
+    stop_helping(j);
+    return err;
+}
