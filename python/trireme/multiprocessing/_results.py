@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a Pool's methods return: results of one call and of maps, and the iterators.
+
+They stand on the native pool's futures, and translate what these end with into what the original
+would raise.  Callbacks run on a thread of the pool's own, in the order in which results end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import sys
+import threading
+import time
+import types
+from collections import deque
+from concurrent.futures import Future as _StdFuture
+from multiprocessing.pool import (  # type: ignore[attr-defined]
+    MaybeEncodingError as MaybeEncodingError,
+)
+from multiprocessing.pool import (  # type: ignore[attr-defined]
+    RemoteTraceback as RemoteTraceback,
+)
+
+from .. import _errors, _pickling
+from .context import TimeoutError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+_FEED_AT_ONCE = 4096  # an imap over a longer input than this is fed by a thread
+
+
+# ---------------------------------------------------------------------------------------------
+# Exceptions
+# ---------------------------------------------------------------------------------------------
+
+
+def translated(exc: BaseException) -> BaseException:
+    """What the original would raise in place of *exc*, which one of our futures ended with."""
+    cause = exc.__cause__
+    if type(cause) is _errors.RemoteTraceback:
+        if isinstance(exc, MaybeEncodingError):
+            exc.__cause__ = None
+        elif isinstance(exc, _pickling.UnpicklableError):
+            return MaybeEncodingError(exc, "the result")
+        elif type(exc) is _errors.RemoteError and exc.original is None:
+            wrapped = MaybeEncodingError(exc.reason, f"{exc.type_name}({exc.message})")
+            wrapped.__cause__ = RemoteTraceback(str(cause))
+            return wrapped
+        else:
+            exc.__cause__ = RemoteTraceback(str(cause))
+    elif isinstance(exc, _pickling.UnpicklableError) and cause is not None:
+        return cause  # raised by the user's own __reduce__ or __getstate__
+    return exc
+
+
+def failed(exc: BaseException) -> Any:
+    """A future that has ended so."""
+    future: _StdFuture[Any] = _StdFuture()
+    future.set_exception(exc)
+    return future
+
+
+def awaited(future: Any, timeout: float | None) -> BaseException | None:
+    """What a future ended with; multiprocessing's TimeoutError if it has not in that time."""
+    try:
+        return future.exception(timeout)  # type: ignore[no-any-return]
+    except Exception:
+        if not future.done():
+            raise TimeoutError from None
+        raise
+
+
+# ---------------------------------------------------------------------------------------------
+# Callbacks
+# ---------------------------------------------------------------------------------------------
+
+
+class Teller:
+    """Runs a pool's callbacks one after the other on a thread of their own, as the original does.
+
+    On the thread that takes a result they could wait for a lock which the taker holds.  The thread
+    is started for the first callback.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Have *function* called."""
+        with self._lock:
+            self._calls.put(function)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="trireme-callbacks", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        while (function := self._calls.get()) is not None:
+            try:
+                function()
+            except BaseException:
+                args = threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
+                threading.excepthook(args)
+            function = None
+
+    def end(self, wait: bool) -> None:
+        """Let the thread go when it has called what there is; *wait* for that."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._calls.put(None)
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+# ---------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------
+
+
+class ApplyResult:
+    """What ``apply_async`` returns."""
+
+    def __init__(
+        self,
+        future: Any,
+        teller: Teller,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._future = future
+        self._error: BaseException | None = None
+        self._event: threading.Event | None = None
+        if callback is not None or error_callback is not None:
+            # It is ready when the callback has returned, as in the original.
+            self._callback = callback
+            self._error_callback = error_callback
+            self._event = threading.Event()
+            future.add_done_callback(lambda _: teller.call(self._tell))
+
+    def _tell(self) -> None:
+        try:
+            error = self._failure(None)
+            if error is None:
+                if self._callback is not None:
+                    self._callback(self._value())
+            elif self._error_callback is not None:
+                self._error_callback(error)
+        finally:
+            self._event.set()  # type: ignore[union-attr]
+
+    def _value(self) -> Any:
+        return self._future.result()
+
+    def _failure(self, timeout: float | None) -> BaseException | None:
+        """The exception, the same each time; None for a value."""
+        if self._error is None:
+            error = awaited(self._future, timeout)
+            if error is not None:
+                self._error = translated(error)
+        return self._error
+
+    def _done(self) -> bool:
+        return self._future.done()  # type: ignore[no-any-return]
+
+    def ready(self) -> bool:
+        """Has it ended?"""
+        return self._done() if self._event is None else self._event.is_set()
+
+    def successful(self) -> bool:
+        """Did it end without an exception?  ValueError if it has not ended."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._failure(None) is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until it has ended, at most *timeout* seconds."""
+        if self._event is not None:
+            self._event.wait(timeout)
+            return
+        try:
+            self._failure(timeout)
+        except TimeoutError:
+            pass
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The value, or the exception raised.  TimeoutError after *timeout* seconds."""
+        if self._event is not None and not self._event.wait(timeout):
+            raise TimeoutError
+        error = self._failure(timeout)
+        if error is None:
+            return self._value()
+        raise error
+
+    __class_getitem__: Any = classmethod(types.GenericAlias)
+
+
+AsyncResult = ApplyResult
+
+
+class MapResult(ApplyResult):
+    """What ``map_async`` returns.  It has ended when each of its chunks has."""
+
+    def __init__(
+        self,
+        futures: list[Any],
+        teller: Teller,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._futures = futures
+        self._seen = 0  # so many of the last are known to have ended
+        self._values: list[Any] | None = None
+        self._left = itertools.count(len(futures) - 1, -1)
+        # Without a chunk there is no callback, as in the original.
+        if not futures:
+            callback = error_callback = None
+        super().__init__(self, teller, callback, error_callback)
+
+    def add_done_callback(self, function: Callable[[Any], object]) -> None:
+        """Have *function* called when every chunk has ended."""
+
+        def one(_: object) -> None:
+            if next(self._left) == 0:
+                function(self)
+
+        for future in self._futures:
+            future.add_done_callback(one)
+
+    def _settle(self, until: float | None) -> None:
+        futures = self._futures
+        # From the last: while we sleep for that, most of the others end.
+        while (seen := self._seen) < len(futures):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            awaited(futures[-1 - seen], left)
+            self._seen = seen + 1
+
+    def _failure(self, timeout: float | None) -> BaseException | None:
+        if self._values is None and self._error is None:
+            self._settle(None if timeout is None else time.monotonic() + timeout)
+            futures, values = self._futures, []
+            for future in futures:
+                error = future.exception()
+                if error is not None:
+                    self._error = translated(error)
+                    break
+                values += future.result()
+            else:
+                self._values = values
+            self._futures = []
+        return self._error
+
+    def _done(self) -> bool:
+        if self._values is None and self._error is None:
+            try:
+                self._settle(time.monotonic())
+            except TimeoutError:
+                return False
+        return True
+
+    def _value(self) -> Any:
+        return self._values
+
+    def _cancel(self) -> None:
+        for future in self._futures:
+            future.cancel()
+
+
+class IMapIterator:
+    """What ``imap`` returns: results in the order of the input.
+
+    The input is read at once, or by a thread of its own, and not as results are taken: the work
+    goes on while nobody looks, after close() too.
+    """
+
+    def __init__(self, native: Any, func: Any, iterable: Iterable[Any]) -> None:
+        self._native = native
+        self._func = func
+        self._turn = threading.Lock()
+        self._futures: deque[Any] = deque()  # not yet given out
+        self._ended: deque[Any] = deque()  # found to have ended, unless in order
+        self._more = threading.Condition(threading.Lock())
+        self._length: int | None = None  # of the input, when it has been read
+        self._feeder: threading.Thread | None = None
+        sized: Any = iterable
+        if type(iterable) in (list, tuple, range) and len(sized) <= _FEED_AT_ONCE:
+            self._feed(iterable)
+        else:
+            self._feeder = threading.Thread(
+                target=self._feed, args=(iterable,), name="trireme-imap", daemon=True
+            )
+            self._feeder.start()
+
+    def _feed(self, iterable: Iterable[Any]) -> None:
+        add, submit, func, native = self._add, self._native.submit, self._func, self._native
+        sent = 0
+        try:
+            for item in iterable:
+                try:
+                    add(submit(func, item))
+                except Exception as exc:
+                    if native._is_fork:
+                        raise
+                    add(failed(exc))
+                    if native._refused:
+                        return
+                finally:
+                    sent += 1
+        except Exception as exc:
+            # The input's own exception comes after what it gave before.
+            sent += 1
+            add(failed(exc))
+        finally:
+            item = None
+            self._func = None
+            self._over(sent)
+
+    def _add(self, future: Any) -> None:
+        self._futures.append(future)
+        if self._feeder is not None:
+            with self._more:
+                self._more.notify()
+
+    def _over(self, length: int) -> None:
+        with self._more:
+            self._length = length
+            self._more.notify_all()
+
+    def _take(self, until: float | None) -> Any:
+        futures = self._futures
+        if not futures:
+            with self._more:
+                while not futures:
+                    if self._length is not None:
+                        raise StopIteration
+                    left = None if until is None else until - time.monotonic()
+                    if not self._more.wait(left) and not futures and self._length is None:
+                        raise TimeoutError
+        future = futures[0]
+        awaited(future, None if until is None else max(0.0, until - time.monotonic()))
+        futures.popleft()
+        return future
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, or its exception raised.  TimeoutError after *timeout* seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        if not self._turn.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise TimeoutError
+        try:
+            future = self._take(until)
+        finally:
+            self._turn.release()
+        error = future.exception()
+        if error is None:
+            return future.result()
+        raise translated(error)
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """What ``imap_unordered`` returns: results as they come.
+
+    Who asks for a result looks for one that has ended.  Tasks start in the order they were sent,
+    so those that have ended are in front of, or between, as many others as there are workers.
+    """
+
+    def _take(self, until: float | None) -> Any:
+        ended, futures = self._ended, self._futures
+        native = self._native
+        few = native.workers + 1
+        while not ended:
+            self._look(few)
+            if ended:
+                break
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            if not futures:
+                with self._more:
+                    if not futures:
+                        if self._length is not None:
+                            raise StopIteration
+                        self._more.wait(left)
+            # Not for ever: another thread may take what ended in this moment.
+            elif native._step(0.05 if left is None else min(left, 0.05)):
+                self._look(few)
+                if not ended:
+                    self._look(len(futures))  # a death has changed the order
+        return ended.popleft()
+
+    def _look(self, most: int) -> None:
+        futures = self._futures
+        running: list[Any] = []
+        while futures and len(running) < most:
+            future = futures.popleft()
+            if future.done():
+                self._ended.append(future)
+            else:
+                running.append(future)
+        futures.extendleft(reversed(running))
