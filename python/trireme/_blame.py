@@ -180,6 +180,7 @@ def find_path(
 
 _ADVICE = (
     ("generator", "make it a list first"),
+    ("SemLock", "give it to the workers by initargs=, made by trireme.multiprocessing"),
     ("lock", "create it in the worker, or with initializer="),
     ("RLock", "create it in the worker, or with initializer="),
     ("TextIOWrapper", "send the path and open the file in the worker"),

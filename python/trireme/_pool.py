@@ -152,8 +152,8 @@ class Pool(_core.PoolBase):
                     if attempt or not known or not isinstance(exc, (ConnectionError, RuntimeError)):
                         raise
 
-    @staticmethod
     def _setup(
+        self,
         workers: int,
         start: str,
         initializer: Callable[..., object] | None,
@@ -175,8 +175,28 @@ class Pool(_core.PoolBase):
             "forward": _output.want_forwarding(),
         }
         if initializer is not None:
-            info["initializer"] = _pickling.dumps_inband((initializer, initargs), "initializer")
+            info["initializer"] = self._pack((initializer, initargs))
         return _pickling.dumps_inband(info)
+
+    def _pack(self, call: tuple[Any, tuple[Any, ...]]) -> bytes:
+        """Pickle the initializer's call.  multiprocessing's locks and queues may be among it."""
+        try:
+            return _pickling.dumps_inband(call, "initializer")
+        except _pickling.UnpicklableError:
+            # These travel to a process that is being started, and to none before.
+            if "multiprocessing.context" not in sys.modules:
+                raise
+        from .multiprocessing._lend import Lender
+
+        lender = Lender()
+        try:
+            with lender.spawning():
+                packed = _pickling.dumps_inband(call, "initializer")
+        except BaseException:
+            lender.close()
+            raise
+        weakref.finalize(self, lender.close).atexit = False
+        return packed
 
     @staticmethod
     def _prepare_fork() -> None:

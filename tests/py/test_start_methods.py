@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
+import pickle
 import signal
 import time
 from typing import Any
 
 import pytest
+import trireme as tri
 from conftest import PROCESSES
 
 KINDS = pytest.mark.parametrize("way", [*PROCESSES, "thread", "serial"])
@@ -648,3 +652,44 @@ def until_gone(script: Any) -> None:
     while script.group():
         assert time.monotonic() < gone_by, "processes outlived their owner"
         time.sleep(0.01)
+
+
+def keep(*given: Any) -> None:
+    global kept
+    kept = given
+
+
+def count_and_tell(i: int) -> int:
+    lock, queue, value = kept
+    with lock:
+        value.value += i
+    queue.put(i)
+    return i
+
+
+@pytest.mark.parametrize(
+    ("door", "context"),
+    [("multiprocessing", "spawn"), ("trireme.multiprocessing", None)],
+)
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_locks_queues_and_values_travel_with_initargs(door: str, context: Any, start: str) -> None:
+    ctx = importlib.import_module(door).get_context(context)
+    lock, queue, value = ctx.Lock(), ctx.Queue(), ctx.Value("i", 0)
+    fds = len(os.listdir("/proc/self/fd"))
+    with tri.Pool(2, start=start, initializer=keep, initargs=(lock, queue, value)) as pool:
+        assert pool.map(count_and_tell, range(50), chunk=1) == list(range(50))
+        assert sorted(queue.get(timeout=20) for _ in range(50)) == list(range(50))
+    assert value.value == 49 * 25
+    pool.join()
+    del pool
+    gc.collect()
+    # The copies that were lent have gone; the first pool's warden may stay.
+    assert len(os.listdir("/proc/self/fd")) <= fds + 2
+
+
+def test_a_lock_that_cannot_travel_says_what_would() -> None:
+    import multiprocessing
+
+    lock = multiprocessing.get_context("fork").Lock()
+    with pytest.raises(pickle.PicklingError, match="trireme.multiprocessing"):
+        tri.Pool(1, initializer=keep, initargs=(lock,))

@@ -18,6 +18,7 @@ from multiprocessing import context, reduction, util
 from queue import Full
 
 from .. import _core
+from ._lend import Lender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ class _Box:
 
     def _descriptors(self) -> tuple[Any, Any]:
         context.assert_spawning(self)
-        if self._of_fork:
+        # A pool of ours may have it; else programs should also run on the original.
+        if self._of_fork and not isinstance(context.get_spawning_popen(), Lender):
             raise RuntimeError(
                 "A SemLock created in a fork context, or in this case a queue, is being shared "
                 "with a process of another context.  Use one context for queue and Process."
