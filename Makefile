@@ -17,7 +17,8 @@ CONFORMANCE_ARGS ?=
 export PYTHON TEST_SECONDS
 
 # Asked for when first used, which is after the bootstrap may have installed Python.
-VENV = $(eval VENV := $$(shell tools/venv.sh name))$(VENV)
+# make exports nothing to $(shell) before its version 4.4, so the interpreter is named again.
+VENV = $(eval VENV := $$(shell PYTHON='$(PYTHON)' tools/venv.sh name))$(VENV)
 
 .DEFAULT_GOAL := help
 .PHONY: help build build-c venv demo test test-c test-py check bench install wheel asan tsan \

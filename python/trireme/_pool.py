@@ -71,6 +71,9 @@ class Pool(_core.PoolBase):
     raises RuntimeError.
     """
 
+    # A facade's word on a result that cannot be unpickled: the exception that takes its place.
+    _unreadable: Callable[[BaseException], BaseException] | None = None
+
     def __new__(cls, workers: int | None = None, *, kind: str = "process", **options: Any) -> Any:
         if kind == "serial":
             from ._serial import SerialPool

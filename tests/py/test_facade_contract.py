@@ -50,6 +50,10 @@ class Wrong:
         return int, ("no number",)
 
 
+def make(kind: Any) -> Any:
+    return kind()
+
+
 def read_wrong() -> str:
     try:
         pickle.loads(pickle.dumps(Wrong()))
@@ -94,6 +98,25 @@ def test_with_isolate_it_fails_alone(context: Any) -> None:
     with ProcessPoolExecutor(2, context, on_crash="isolate") as executor:
         bad = executor.submit(id, Wrong())
         assert type(bad.exception(LONG)) is ValueError
+        assert executor.submit(abs, -1).result(LONG) == 1
+
+
+@pytest.mark.parametrize("bad", [Unreadable, Wrong], ids=["exit", "error"])
+def test_a_result_that_cannot_be_unpickled_breaks_the_executor(context: Any, bad: Any) -> None:
+    with ProcessPoolExecutor(2, context) as executor:
+        future = executor.submit(bad)
+        with pytest.raises(original.BrokenProcessPool) as caught:
+            future.result(LONG)
+        assert caught.value.__cause__ is not None
+        assert type(future.exception(LONG)) is original.BrokenProcessPool
+        with pytest.raises(original.BrokenProcessPool):
+            executor.submit(abs, -1)
+    with ProcessPoolExecutor(2, context) as executor:
+        with pytest.raises(original.BrokenProcessPool):
+            list(executor.map(make, [bad] * 3))
+    with ProcessPoolExecutor(2, context, on_crash="isolate") as executor:
+        error = executor.submit(bad).exception(LONG)
+        assert error is not None and not isinstance(error, original.BrokenProcessPool)
         assert executor.submit(abs, -1).result(LONG) == 1
 
 

@@ -350,6 +350,33 @@ static void contain(void)
     Py_XDECREF(tb);
 }
 
+/* A facade may have something to say about a result that cannot be read: Pool._unreadable, called
+ * with the exception, returns the one that takes its place. */
+static void ask_facade(PoolObject *pool)
+{
+    PyObject *type, *exc, *tb, *hook, *other = NULL;
+
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        return;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyErr_NormalizeException(&type, &exc, &tb);
+    if (tb && exc)
+        PyException_SetTraceback(exc, tb);
+    hook = PyObject_GetAttrString((PyObject *)pool, "_unreadable");
+    if (hook && hook != Py_None && exc)
+        other = PyObject_CallOneArg(hook, exc);
+    Py_XDECREF(hook);
+    if (other && PyExceptionInstance_Check(other)) {
+        PyErr_SetObject((PyObject *)Py_TYPE(other), other);
+        Py_DECREF(type);
+        Py_XDECREF(exc);
+        Py_XDECREF(tb);
+    } else {
+        PyErr_Restore(type, exc, tb); /* in place of whatever the hook raised */
+    }
+    Py_XDECREF(other);
+}
+
 /*
  * An iterator's chunk did not unpickle, for which the exception is set: take the pickle to pieces,
  * so that only the items that cannot be read fail.  The list with a marker in the place of each of
@@ -427,8 +454,10 @@ PyObject *result_read(PoolObject *pool, struct tri_done *d)
         value = result_unpickle(pool, d, bytes, NULL);
         result_drop(pool, d);
     }
-    if (!value)
+    if (!value) {
         contain();
+        ask_facade(pool);
+    }
     return value;
 }
 

@@ -155,6 +155,20 @@ def _watch(
             time.sleep(0.001)
 
 
+def _unreadable(
+    executor_ref: weakref.ref[ProcessPoolExecutor],
+    pool_ref: weakref.ref[_pool.Pool],
+    exc: BaseException,
+) -> BaseException:
+    """A result cannot be unpickled: that breaks the executor, as it does the original."""
+    executor, pool = executor_ref(), pool_ref()
+    if executor is not None and pool is not None:
+        executor._break(pool)
+    broken = BrokenProcessPool(_NOT_USABLE)
+    broken.__cause__ = exc
+    return broken
+
+
 class _Worker:
     """A worker process, as far as programs ask the items of ``executor._processes``."""
 
@@ -311,6 +325,7 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
                 del inherited[number]
         if self._on_crash == "break":
             self._pids = pool._pids
+            pool._unreadable = partial(_unreadable, weakref.ref(self), weakref.ref(pool))
             threading.Thread(
                 target=_watch,
                 args=(weakref.ref(pool), weakref.ref(self)),
