@@ -21,6 +21,7 @@
 
 #include "base/clock.h"
 #include "base/futex.h"
+#include "base/pages.h"
 #include "pool/pool.h"
 
 #define HEAP_MIN (8ull << 20)
@@ -200,7 +201,7 @@ static int own_memory(struct tri_pool *p, const struct tri_pool_inside *in)
 {
     uint64_t off;
 
-    p->priv = calloc(p->view.nslots, sizeof *p->priv);
+    p->priv = tri_pages_new(p->view.nslots * sizeof *p->priv);
     p->member = calloc(p->view.nworkers, sizeof *p->member);
     p->held = calloc(p->view.nheaps, sizeof *p->held);
     if (!p->priv || !p->member || !p->held)
@@ -343,7 +344,7 @@ void tri_pool_free(struct tri_pool *p)
         free(p->priv[i].past);
     tri_heap_drop(&p->heap);
     tri_segment_drop(&p->seg);
-    free(p->priv);
+    tri_pages_free(p->priv, p->view.nslots * sizeof *p->priv);
     free(p->member);
     free(p->held);
     free(p->kept);

@@ -6,10 +6,10 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/cp.h"
 #include "base/cpu.h"
+#include "base/pages.h"
 #include "trireme.h"
 
 static uint32_t class_of(uint64_t bytes)
@@ -45,21 +45,16 @@ int tri_heap_init(struct tri_heap *h, const struct tri_view *v, const struct tri
     h->base = tri_heap_base(v, id);
     h->bytes = v->heap_bytes;
     h->idle_max = headroom / 8 < (64u << 20) ? 64u << 20 : headroom / 8;
-    h->kind = mmap(NULL, h->bytes / TRI_GRANULE, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (h->kind == MAP_FAILED) {
-        h->kind = NULL;
+    h->kind = tri_pages_new(h->bytes / TRI_GRANULE);
+    if (!h->kind)
         return -ENOMEM;
-    }
-    madvise(h->kind, h->bytes / TRI_GRANULE, MADV_NOHUGEPAGE);
     h->granted = 1u << 20; /* a megabyte needs no look at the limits */
     return 0;
 }
 
 void tri_heap_drop(struct tri_heap *h)
 {
-    if (h->kind)
-        munmap(h->kind, h->bytes / TRI_GRANULE);
+    tri_pages_free(h->kind, h->bytes / TRI_GRANULE);
     for (uint32_t c = 0; c < TRI_CLASSES; c++)
         free(h->free[c].off);
     memset(h, 0, sizeof *h);

@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("doorslib")
+
 LIMIT_S = 120
 HAS_TIMEOUT_PLUGIN = False
 
