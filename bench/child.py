@@ -11,6 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import facades
 import figures
 import systems
 from tasks import np  # noqa: F401 - the import is the point
@@ -18,7 +19,7 @@ from tasks import np  # noqa: F401 - the import is the point
 
 def main() -> None:
     name, system, workers, quick, out = sys.argv[1:]
-    figure = next(f for f in figures.FIGURES if f.name == name)
+    figure = next(f for f in (*figures.FIGURES, *facades.FIGURES) if f.name == name)
     answer: dict[str, object]
     try:
         instance = systems.SYSTEMS[system](int(workers))

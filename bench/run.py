@@ -8,8 +8,10 @@ Trireme of the calling environment is linked in.  Every measurement is a fresh p
 are measured round by round, one after the other, so that what disturbs the machine disturbs them
 alike; what is reported are medians over the rounds, and the verdicts compare medians of one run.
 Before each measurement a fixed loop and the CPU time of others are recorded, so that a run on a
-busy machine shows itself.  Results: bench/out/results.json and results.md; --write-docs also renews
-the tables of docs/performance.md.
+busy machine shows itself.  figures.py compares with other libraries, facades.py the facades with
+the originals; `--only facades` means all of the latter.  Results: bench/out/results.json and
+results.md; --write-docs also renews the tables of docs/performance.md, each of the two sections
+of which something was measured.
 """
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PEERS = ("numpy", "mpire", "pebble", "joblib", "ray", "psutil")
+PEERS = ("numpy", "mpire", "pebble", "joblib", "ray", "psutil", "faster_fifo")
 SUPPORT = ("cloudpickle", "tqdm")       # what Trireme itself asks for
 LIMIT_S = 180                           # a measurement that takes longer is stopped
 
@@ -201,16 +203,22 @@ def run_program(name: str, quick: bool) -> dict[str, Any]:
         return {"error": f"{error} {getattr(error, 'stderr', '') or ''}".strip()[:300]}
 
 
+def all_figures() -> tuple[Any, ...]:
+    import facades
+    import figures
+
+    return (*figures.FIGURES, *facades.FIGURES)
+
+
 def run_all(python: Path, missing: dict[str, str], args: argparse.Namespace,
             noise: Noise) -> dict[str, Any]:
     """{figure: {system: {"numbers": medians, "runs": [...]} or {"error": ...}}}"""
-    import figures
     import systems
 
     order = random.Random(1)
     gathered: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for r in range(args.rounds):
-        for figure in figures.FIGURES:
+        for figure in all_figures():
             if args.only and figure.name not in args.only:
                 continue
             names = [s for s in figure.systems if not args.systems or s in args.systems]
@@ -234,7 +242,7 @@ def run_all(python: Path, missing: dict[str, str], args: argparse.Namespace,
     return {figure.name: {name: medians(gathered[figure.name][name])
                           for name in (*figure.systems, *figure.programs)
                           if name in gathered[figure.name]}
-            for figure in figures.FIGURES if figure.name in gathered}
+            for figure in all_figures() if figure.name in gathered}
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -284,18 +292,18 @@ def verdicts(results: dict[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The verdicts, then every number of every system, then what failed and how quiet it was."""
-    m, noise, rows = report["machine"], report["noise"], report["verdicts"]
+def heading(report: dict[str, Any]) -> list[str]:
+    m = report["machine"]
     peers = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    out = [f"{m['cpu']}, {m['cpus']} CPUs, {m['memory_gb']} GB, Linux {m['kernel']}, "
-           f"Python {m['python']}; {m['date']}; {report['workers']} workers, medians of "
-           f"{report['rounds']} rounds; {peers}. Command: `{report['command']}`", ""]
-    if rows:
-        out += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-        out += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    failures = []
-    for figure, by_system in report["results"].items():
+    return [f"{m['cpu']}, {m['cpus']} CPUs, {m['memory_gb']} GB, Linux {m['kernel']}, "
+            f"Python {m['python']}; {m['date']}; {report['workers']} workers, medians of "
+            f"{report['rounds']} rounds; {peers}. Command: `{report['command']}`", ""]
+
+
+def details(results: dict[str, Any]) -> list[str]:
+    """Every number of every system, then what failed."""
+    out, failures = [], []
+    for figure, by_system in results.items():
         names = sorted({k for r in by_system.values() for k in r.get("numbers", {})})
         out += ["", f"**{figure}**", "", "| system | " + " | ".join(names) + " |",
                 "|---|" + "---:|" * len(names)]
@@ -309,25 +317,46 @@ def markdown(report: dict[str, Any]) -> str:
                 failures.append(f"- {figure}, {system}: {reason.splitlines()[0]}")
     if failures:
         out += ["", "Not measured:", "", *sorted(failures)]
-    out += ["", f"Foreign CPU before the measurements: {100 * noise['foreign_cpu_mean']:.1f} % on "
-            f"average, {100 * noise['foreign_cpu_worst']:.0f} % at worst; the calibration loop "
-            f"took {1e3 * noise['loop_median_s']:.1f} ms, slowest over fastest "
-            f"{noise['loop_slowest_over_fastest']:.2f}."]
-    return "\n".join(out) + "\n"
+    return out
 
 
-def write_docs(text: str) -> None:
+def sections(report: dict[str, Any]) -> dict[str, str]:
+    """The Markdown of each section of which there are results, by its name in the docs' markers.
+
+    In each: the verdicts, every number, what failed and how quiet the machine was.
+    """
+    import facades
+
+    ours = {figure.name for figure in facades.FIGURES}
+    noise, rows, out = report["noise"], report["verdicts"], {}
+    tables = {"measured": [], "facades": facades.table(report["facades"])}
+    if rows:
+        tables["measured"] = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]),
+                              *("| " + " | ".join(row.values()) + " |" for row in rows)]
+    for name, table in tables.items():
+        results = {k: r for k, r in report["results"].items() if (k in ours) == (name == "facades")}
+        if results:
+            out[name] = "\n".join([
+                *heading(report), *table, *details(results), "",
+                f"Foreign CPU before the measurements: {100 * noise['foreign_cpu_mean']:.1f} % on "
+                f"average, {100 * noise['foreign_cpu_worst']:.0f} % at worst; the calibration loop "
+                f"took {1e3 * noise['loop_median_s']:.1f} ms, slowest over fastest "
+                f"{noise['loop_slowest_over_fastest']:.2f}.\n"])
+    return out
+
+
+def write_docs(texts: dict[str, str]) -> None:
     page = ROOT / "docs" / "performance.md"
-    begin, end = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
-    old = page.read_text(encoding="utf-8")
-    before, rest = old.split(begin)
-    page.write_text(before + begin + "\n" + text + "\n" + end + rest.split(end)[1],
-                    encoding="utf-8")
+    for name, text in texts.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        before, rest = page.read_text(encoding="utf-8").split(begin)
+        page.write_text(before + begin + "\n" + text + "\n" + end + rest.split(end)[1],
+                        encoding="utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", action="append", help="a figure; may be repeated")
+    parser.add_argument("--only", action="append", help="a figure, or facades; may be repeated")
     parser.add_argument("--systems", action="append", help="a system; may be repeated")
     parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")
     parser.add_argument("--workers", type=int, default=2)
@@ -346,13 +375,16 @@ def main() -> int:
     if Path(sys.prefix).resolve() != args.venv.resolve():
         # The figures' module is imported here too, for the bars; it needs that environment.
         os.execv(python, [str(python), str(Path(__file__).resolve()), *sys.argv[1:]])
-    import figures
+    import facades
     import systems
 
     if args.list:
-        print("figures:", *[f.name for f in figures.FIGURES], "\nsystems:", *systems.SYSTEMS)
+        print("figures:", *[f.name for f in all_figures()], "\nsystems:", *systems.SYSTEMS)
         return 0
-    for name, known in [*((n, [f.name for f in figures.FIGURES]) for n in args.only or []),
+    if args.only and "facades" in args.only:
+        args.only += [figure.name for figure in facades.FIGURES]
+        args.only.remove("facades")
+    for name, known in [*((n, [f.name for f in all_figures()]) for n in args.only or []),
                         *((n, list(systems.SYSTEMS)) for n in args.systems or [])]:
         if name not in known:
             parser.error(f"{name!r} is none of: {', '.join(known)}")
@@ -361,15 +393,17 @@ def main() -> int:
     options = [a for a in sys.argv[1:] if a != "--write-docs"]
     report = {"machine": machine(), "versions": versions(python), "workers": args.workers,
               "rounds": args.rounds, "noise": noise.summary(), "verdicts": verdicts(results),
+              "facades": facades.comparisons(results),
               "command": " ".join(["make bench", *([f"BENCH_ARGS='{' '.join(options)}'"]
                                                    if options else [])]),
               "results": results}
     (args.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    text = markdown(report)
+    texts = sections(report)
+    text = "\n".join(texts.values())
     (args.out / "results.md").write_text(text, encoding="utf-8")
     print(text)
     if args.write_docs:
-        write_docs(text)
+        write_docs(texts)
     return 0
 
 

@@ -233,9 +233,62 @@ class Ray(System):
         return self.module.put(obj)
 
 
+class Doors(System):
+    """multiprocessing and concurrent.futures, or what stands in for them under the same names.
+
+    The figures of facades.py use the modules themselves; the costs are those of a task of a pool
+    and of an item of an executor's map.
+    """
+
+    names, method = ("multiprocessing", "concurrent.futures"), "fork"
+    per_task, per_item = 5e-5, 1e-4
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        multiprocessing, self.futures = (importlib.import_module(name) for name in self.names)
+        self.context: Any = multiprocessing.get_context(self.method)
+
+    def queue(self) -> Any:
+        return self.context.Queue()
+
+
+class DoorsSpawn(Doors):
+    method = "spawn"
+
+
+class DoorsForkserver(Doors):
+    method = "forkserver"
+
+
+class Facade(Doors):
+    needs, names = "trireme", ("trireme.multiprocessing", "trireme.futures")
+    per_task, per_item = 1e-6, 1e-6
+
+
+class FacadeSpawn(Facade):
+    method = "spawn"
+
+
+class FacadeForkserver(Facade):
+    method = "forkserver"
+
+
+class FasterFifo(Doors):
+    """Its queue beside the original's processes; the buffer never fills up in small messages."""
+
+    needs = "faster_fifo"
+
+    def queue(self) -> Any:
+        return self.module.Queue(max_size_bytes=64_000_000)
+
+
 SYSTEMS: dict[str, type[System]] = {
     "trireme": Trireme, "trireme fork": TriremeFork, "trireme spawn": TriremeSpawn,
     "Pool fork": PoolFork, "Pool spawn": PoolSpawn, "Pool forkserver": PoolForkserver,
     "executor": Executor, "threads": Threads, "joblib": Joblib, "MPIRE": Mpire,
     "Pebble": Pebble, "Ray": Ray,
+    "trireme facade": Facade, "trireme facade spawn": FacadeSpawn,
+    "trireme facade forkserver": FacadeForkserver,
+    "original": Doors, "original spawn": DoorsSpawn, "original forkserver": DoorsForkserver,
+    "faster-fifo": FasterFifo,
 }

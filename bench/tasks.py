@@ -20,6 +20,14 @@ def square(x: int) -> int:
     return x * x
 
 
+def busy(seconds: float) -> float:
+    """Keep a CPU for so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return seconds
+
+
 def random_square(seed: int) -> int:
     np.random.seed(seed)
     return np.random.randint(0, 10) ** 2

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every example runs as its reader would run it: as a script, in an empty folder.
 
-So does each figure of the bench, in its quick form on Trireme alone: it checks every value.
+So does each figure of the bench, in its quick form on Trireme alone, and on the originals where it
+compares with these: it checks every value.
 """
 from __future__ import annotations
 
@@ -111,6 +112,51 @@ def test_bench_measures_trireme(tmp_path: Path, figure: str) -> None:
     answer = json.loads(out.read_text())
     assert answer.get("numbers"), answer.get("traceback")
     assert all(value >= 0 for value in answer["numbers"].values())
+
+
+@pytest.mark.parametrize("figure", [
+    "map", "apply", "imap", "submit", "executor_map", "queue", "pingpong", "locks", "events",
+    "pool_start", "executor_start", pytest.param("queue_arrays", marks=needs("numpy"))])
+def test_bench_measures_facades_and_originals(tmp_path: Path, figure: str) -> None:
+    numbers = []
+    for system in ("trireme facade", "original"):
+        out = tmp_path / "out.json"
+        out.unlink(missing_ok=True)
+        run([sys.executable, ROOT / "bench" / "child.py", f"facade_{figure}", system, 2, 1, out],
+            tmp_path)
+        answer = json.loads(out.read_text())
+        assert answer.get("numbers"), answer.get("traceback")
+        assert all(value > 0 for value in answer["numbers"].values())
+        numbers.append(answer["numbers"])
+    assert numbers[0].keys() == numbers[1].keys()
+
+
+def test_bench_tells_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios are the median of those within a round, and no slower row escapes the list."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    facades = importlib.import_module("facades")
+
+    def result(number: str, *runs: float) -> dict[str, object]:
+        median = sorted(runs)[len(runs) // 2]
+        return {"numbers": {number: median}, "runs": [{number: value} for value in runs]}
+
+    def of(number: str, mine: list[float], theirs: list[float]) -> dict[str, object]:
+        return {"trireme facade": result(number, *mine), "original": result(number, *theirs)}
+
+    rows = facades.comparisons({
+        "facade_executor_map": of("per_s", [300.0, 3000.0, 610.0], [10.0, 20.0, 20.0]),
+        "facade_submit": of("per_s", [99.0], [10.0]),
+        "facade_queue": {"trireme facade": result("ints_per_s", 5.0), "faster-fifo": {"error": "?"},
+                         "original": {"error": "?"}},
+        "facade_pool_start": of("again_ms", [2.0, 2.0, 2.0], [1.0, 1.9, 9.0])})
+    told = {(row["measured"], row["against"]): (row["ratio"], row["reached"]) for row in rows}
+    assert told["executor: map(chunksize=1) of 100,000", "original"] == (30.5, "yes")
+    assert told["executor: submit of 20,000, then result", "original"] == (9.9, "**no**")
+    assert told["Queue: ints", "faster-fifo"] == (None, "not measured")
+    assert told["Pool, fork: start to first result, again", "original"] == (0.95, "yes")
+    slow = facades.comparisons({"facade_pool_start": of("again_ms", [2.0], [1.8])})
+    assert facades.table(slow)[-1].endswith(": Pool, fork: start to first result, again (0.9x).")
+    assert facades.table(rows)[-1].endswith(": nothing that was measured.")
 
 
 # ------------------------------------------------------------------ C, outside the tree
