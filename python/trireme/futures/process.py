@@ -118,10 +118,48 @@ def _has_lost(pool: _pool.Pool) -> bool:
     return pool._broken or stats["deaths"] > stats["timed_out"] + stats["retried"]
 
 
+class _Watcher:
+    """The thread that breaks an executor when a worker dies; it ends with the pool."""
+
+    def __init__(self, pool: _pool.Pool, executor: ProcessPoolExecutor) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self._bell = -1  # no descriptors left: it looks now and then
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(weakref.ref(pool), weakref.ref(executor)),
+            name="trireme-deaths",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _run(self, *refs: Any) -> None:
+        try:
+            _watch(self._bell, *refs)
+        finally:
+            with self._lock:
+                if self._bell >= 0:
+                    os.close(self._bell)
+                self._bell = -1
+
+    def end(self) -> None:
+        """The pool has ended: see that the thread has, too."""
+        if self._thread is threading.current_thread():
+            return
+        with self._lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
+        self._thread.join()
+
+
 def _watch(
-    pool_ref: weakref.ref[_pool.Pool], executor_ref: weakref.ref[ProcessPoolExecutor]
+    bell: int,
+    pool_ref: weakref.ref[_pool.Pool],
+    executor_ref: weakref.ref[ProcessPoolExecutor],
 ) -> None:
-    """A thread's work: sleep until a worker has gone, and see why."""
+    """Sleep until a worker has gone, and see why.  *bell* is readable when the pool has ended."""
     while (pool := pool_ref()) is not None and not pool._joined and not pool._is_fork:
         if _has_lost(pool):
             executor = executor_ref()
@@ -137,6 +175,10 @@ def _watch(
         fds: list[int] = []
         try:
             poll = select.poll()
+            if bell >= 0:
+                poll.register(bell, select.POLLIN)
+            else:
+                patience = 0.2
             for pid in pids:
                 try:
                     fds.append(os.pidfd_open(pid))
@@ -294,6 +336,7 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         if retries:
             self._options["retries"] = retries
         self._known: dict[int, _Worker] = {}
+        self._watcher: _Watcher | None = None
         self._set_up()
 
     def _make_pool(self) -> _pool.Pool:
@@ -326,18 +369,19 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         if self._on_crash == "break":
             self._pids = pool._pids
             pool._unreadable = partial(_unreadable, weakref.ref(self), weakref.ref(pool))
-            threading.Thread(
-                target=_watch,
-                args=(weakref.ref(pool), weakref.ref(self)),
-                name="trireme-deaths",
-                daemon=True,
-            ).start()
+            self._watcher = _Watcher(pool, self)
         return cast("_pool.Pool", pool)
 
     def _sender(self, pool: _pool.Pool) -> Callable[..., Any]:
         return partial(pool.submit, **self._options) if self._options else pool.submit
 
     # ------------------------------------------------------------------ breaking
+
+    def _ended(self) -> None:
+        pool = self._pool
+        super()._ended()
+        if self._watcher is not None and pool is not None and pool._joined:
+            self._watcher.end()
 
     def _look(self) -> None:
         pool = self._pool
