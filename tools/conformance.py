@@ -631,7 +631,7 @@ def main() -> int:
     suites = options.suite or (list(QUICK) if options.quick else list(SUITES))
     started = time.monotonic()
     STATE.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix="trireme-cf-"))
+    root = Path(tempfile.mkdtemp(prefix="conformance-"))
     try:
         base = {} if options.no_base else base_line(root, options, suites)
         if options.originals:

@@ -187,7 +187,8 @@ class Pool(_core.PoolBase):
             return _pickling.dumps_inband(call, "initializer")
         except _pickling.UnpicklableError:
             # These travel to a process that is being started, and to none before.
-            if "multiprocessing.context" not in sys.modules:
+            context = sys.modules.get("multiprocessing.context")
+            if context is None or context.get_spawning_popen() is not None:
                 raise
         from .multiprocessing._lend import Lender
 

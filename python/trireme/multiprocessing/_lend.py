@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 # ForkingPickler's reducers for these are older than Python's own.
 _PYTHONS_OWN = (types.MethodType, type(list.append), type(int.__add__), partial)
 
-_packing = threading.Lock()  # one thread at a time changes the table of reducers
+_packing = threading.RLock()  # one thread at a time changes the table of reducers
 
 
 def _after_fork() -> None:
     global _packing
-    _packing = threading.Lock()
+    _packing = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
