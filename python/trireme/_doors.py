@@ -73,6 +73,7 @@ VARIABLE = "TRIREME_DOORS"
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_site")
 
 _MISSING = object()
+_LAZY = getattr(sys.modules.get("types"), "LazyImportType", None)  # from 3.15 on
 
 _lock = RLock()
 _installed: list[str] = []  # doors, in the order of DOORS
@@ -138,7 +139,7 @@ def _replace(original: ModuleType, twin: ModuleType) -> None:
     from functools import partial
     from types import ModuleType
 
-    where = _module_name(original)
+    module = _module_name(original)
     there = object.__getattribute__(original, "__dict__")
     names = {name for name in vars(twin) if not name.startswith("_")}
     names.update(getattr(twin, "__all__", ()))
@@ -147,11 +148,14 @@ def _replace(original: ModuleType, twin: ModuleType) -> None:
         theirs = there.get(name, _MISSING)
         if theirs is _MISSING:
             continue
+        where = vars(twin).get("_WHERE", {}).get(name, "trireme.")
+        if type(theirs) is _LAZY and not where.startswith("trireme."):
+            continue  # an import that nobody has needed yet, and no thing of ours
         ours = getattr(twin, name)
         if ours is theirs or not callable(ours) or isinstance(ours, ModuleType):
             continue
-        _saved.setdefault((where, name), (theirs, ours))
-        if isinstance(theirs, type) and theirs.__module__ == where:
+        _saved.setdefault((module, name), (theirs, ours))
+        if isinstance(theirs, type) and theirs.__module__ == module:
             copyreg.dispatch_table.setdefault(theirs, _reduce)
             ways = _picklers_ways()
             if theirs in ways and theirs not in _ways:
