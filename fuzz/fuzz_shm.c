@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pages.h"
 #include "pool/pool.h"
 #include "shm/queue.h"
 
@@ -102,7 +103,7 @@ static struct tri_pool *pool_new(void)
     p->fork_stamp = tri_fork_count();
     pthread_mutex_init(&p->lock, NULL);
     p->cfg.kind = TRI_THREAD;
-    p->priv = calloc(SLOTS, sizeof *p->priv);
+    p->priv = tri_pages_new(SLOTS * sizeof *p->priv);
     p->member = calloc(WORKERS, sizeof *p->member);
     p->held = calloc(plan.nheaps, sizeof *p->held);
     require(p->priv && p->member && p->held);

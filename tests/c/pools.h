@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 
 #include "base/clock.h"
+#include "base/pages.h"
 #include "check.h"
 #include "pool/pool.h"
 
@@ -228,7 +229,7 @@ static inline struct tri_pool *bare_pool(uint32_t nworkers, uint32_t nslots, uin
     p->fork_stamp = tri_fork_count();
     pthread_mutex_init(&p->lock, NULL);
     p->cfg.kind = TRI_THREAD;
-    p->priv = calloc(nslots, sizeof *p->priv);
+    p->priv = tri_pages_new(nslots * sizeof *p->priv);
     p->member = calloc(nworkers, sizeof *p->member);
     p->held = calloc(plan.nheaps, sizeof *p->held);
     CHECK(p->priv && p->member && p->held);
