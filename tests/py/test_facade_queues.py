@@ -406,13 +406,21 @@ def test_ctrl_c_ends_a_wait(call: str) -> None:
     if call != "get":
         q.put(1)
     wait = {"get": q.get, "put": lambda: q.put(2), "join": q.join}[call]
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    about_to = threading.Event()
+
+    def interrupt() -> None:
+        about_to.wait(PATIENCE)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
+        about_to.set()
         wait()
     assert time.monotonic() - start < PATIENCE
-    timer.join()
+    thread.join()
     if call != "get":
         assert q.get(timeout=PATIENCE) == 1
     q.put(3)

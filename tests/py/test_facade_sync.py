@@ -476,28 +476,21 @@ waits = dict(
     event=event.wait, semaphore=semaphore.acquire, enter=lock.__enter__,
 )
 
-def interrupt():
-    while not done:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.05)
+def interrupt(about_to):
+    about_to.wait(30)
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
 
 for name, wait in waits.items():
-    done = []
-    thread = threading.Timer(0.1, interrupt)
+    about_to = threading.Event()
+    thread = threading.Thread(target=interrupt, args=(about_to,))
+    thread.start()
     try:
-        thread.start()
+        about_to.set()
         wait()
     except KeyboardInterrupt:
-        done.append(True)
         print(name, flush=True)
-    finally:
-        done.append(True)
-    for _ in range(5):
-        try:
-            thread.join()
-            break
-        except KeyboardInterrupt:
-            pass
+    thread.join()
 assert condition._lock._semlock._is_mine()  # taken again before the exception went on
 """
 
