@@ -134,8 +134,9 @@ def open_pool(way: str, workers: int = 2, **options: Any) -> Any:
     import trireme as tri
 
     if way == "fork" and "ASAN_OPTIONS" in os.environ:
-        # Its allocator has no fork handlers before gcc 15: a fork while another thread is inside
-        # of it leaves the child a lock that nobody opens.  So threads of earlier tests end first.
+        # Opening a pool hung here once.  It is thought that a fork while another thread is inside
+        # of ASan's allocator, which has no fork handlers in gcc 12, leaves the child a lock that
+        # nobody opens; not proven.  So threads of earlier tests end first.
         end = time.monotonic() + 5
         while threading.active_count() > 1 and time.monotonic() < end:
             time.sleep(0.01)
