@@ -8,8 +8,9 @@
  * a worker, and may not get it back for milliseconds.
  *
  * Chunk sizes are measured, not asked for: the first chunks hold one item; then a chunk aims at
- * CHUNK_NS of work by what the items so far took, grows at most eightfold at a time, and takes at
- * most a share of what is left, so that the workers end together.
+ * CHUNK_NS of work (in a long map, up to CHUNK_LONG_NS) by what the items so far took, grows at
+ * most eightfold at a time, and takes at most a share of what is left, so that the workers end
+ * together.
  *
  * A chunk is alive until its task has ended, whatever becomes of the job: an abandoned job leaves
  * its chunks to whoever takes them.  Those not yet given out are in a list in the order sent (head,
@@ -21,6 +22,8 @@
 #include "job.h"
 
 #define CHUNK_NS 500000
+#define CHUNK_LONG_NS 8000000 /* of a long map, whose CHUNKS_EACH-th part for a worker is more */
+#define CHUNKS_EACH 64
 #define CHUNK_LEAST_NS 20000
 #define CHUNK_MAX 16384
 #define WINDOW_FEW 2   /* chunks in flight per worker */
@@ -89,10 +92,24 @@ static void chunk_ended(struct tri_user *u, struct tri_pool *p, struct tri_done 
     Py_DECREF(j); /* the chunk's hold */
 }
 
+/* How long a chunk should run.  Each costs the worker a switch to the owner who takes its result
+ * and, where they share a CPU, a cold cache: a map of seconds goes in longer ones, still so many
+ * that the workers end together. */
+static double aim_ns(const JobObject *j, Py_ssize_t left, Py_ssize_t workers)
+{
+    double part;
+
+    if (j->mode != J_MAP || j->n < 0)
+        return CHUNK_NS;
+    part = (double)left * j->item_ns / (double)(CHUNKS_EACH * workers);
+    return part < CHUNK_NS ? CHUNK_NS : part > CHUNK_LONG_NS ? CHUNK_LONG_NS : part;
+}
+
 Py_ssize_t next_size(const JobObject *j)
 {
     Py_ssize_t left = j->n >= 0 ? j->n - j->next : PY_SSIZE_T_MAX, size, share, least;
     Py_ssize_t workers = (Py_ssize_t)j->pool->core->p->view.nworkers;
+    double aim;
 
     if (j->chunk > 0)
         return j->chunk < left ? j->chunk : left;
@@ -107,7 +124,8 @@ Py_ssize_t next_size(const JobObject *j)
     }
     if (j->item_ns <= 0)
         return 1;
-    size = j->item_ns >= CHUNK_NS ? 1 : (Py_ssize_t)(CHUNK_NS / j->item_ns);
+    aim = aim_ns(j, left, workers);
+    size = j->item_ns >= aim ? 1 : (Py_ssize_t)(aim / j->item_ns);
     share = left / (2 * workers) + 1;
     if (size > CHUNK_MAX)
         size = CHUNK_MAX;
