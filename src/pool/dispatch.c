@@ -28,14 +28,10 @@ static int usable(struct tri_pool *p)
     return 0;
 }
 
-int tri_task_new(struct tri_pool *p, uint32_t *slot)
+int tri_task_new_locked(struct tri_pool *p, uint32_t *slot)
 {
-    int err;
+    int err = usable(p);
 
-    if (tri_pool_is_fork(p)) /* not even the lock: another thread may have held it at the fork */
-        return TRI_EFORKED;
-    pthread_mutex_lock(&p->lock);
-    err = usable(p);
     if (!err && p->free_slot == UINT32_MAX && p->nfree < p->view.nslots) {
         *slot = p->nfree++; /* slots never used are not on the list: it costs no page to open */
         p->priv[*slot].used = 1;
@@ -48,6 +44,17 @@ int tri_task_new(struct tri_pool *p, uint32_t *slot)
         p->priv[*slot].used = 1;
         p->outstanding++;
     }
+    return err;
+}
+
+int tri_task_new(struct tri_pool *p, uint32_t *slot)
+{
+    int err;
+
+    if (tri_pool_is_fork(p)) /* not even the lock: another thread may have held it at the fork */
+        return TRI_EFORKED;
+    pthread_mutex_lock(&p->lock);
+    err = tri_task_new_locked(p, slot);
     pthread_mutex_unlock(&p->lock);
     return err;
 }
@@ -157,19 +164,13 @@ int tri_slot_append(struct tri_pool *p, uint32_t slot, bool again)
     return 0;
 }
 
-int tri_task_push(struct tri_pool *p, uint32_t slot, int priority, int retries, void *user,
-                  uint64_t *ticket)
+int tri_task_push_locked(struct tri_pool *p, uint32_t slot, int priority, int retries, void *user,
+                         uint64_t *ticket)
 {
     struct tri_slot_priv *pr = &p->priv[slot];
     uint32_t lane = (uint32_t)(priority + 2);
-    int err;
+    int err = lane < TRI_LANES ? usable(p) : -EINVAL;
 
-    if (lane >= TRI_LANES)
-        return -EINVAL;
-    if (tri_pool_is_fork(p))
-        return TRI_EFORKED;
-    pthread_mutex_lock(&p->lock);
-    err = usable(p);
     if (!err) {
         pr->user = user;
         pr->arg_off = p->view.slot[slot].arg_off;
@@ -187,6 +188,18 @@ int tri_task_push(struct tri_pool *p, uint32_t slot, int priority, int retries, 
         if (!tri_worker_free(p) && tri_wake_worker(&p->view))
             p->stats.wakes++;
     }
+    return err;
+}
+
+int tri_task_push(struct tri_pool *p, uint32_t slot, int priority, int retries, void *user,
+                  uint64_t *ticket)
+{
+    int err;
+
+    if (tri_pool_is_fork(p))
+        return TRI_EFORKED;
+    pthread_mutex_lock(&p->lock);
+    err = tri_task_push_locked(p, slot, priority, retries, user, ticket);
     pthread_mutex_unlock(&p->lock);
     return err;
 }

@@ -4,6 +4,7 @@
  *
  * A future has two holders: the caller, until tri_future_free, and the pool, until the task has
  * ended.  `ended` fills it and drops the pool's hold; after that it needs the pool no more.
+ * To submit takes the pool's lock once, for the slot, the future and the queue.
  * Any thread that waits on the pool may be the one that fills it (tri_pump).
  */
 #include <errno.h>
@@ -14,6 +15,7 @@
 #include "base/clock.h"
 #include "pool/pool.h"
 
+#define SPARE_MOST 4096            /* futures kept for the next ones */
 #define FOREVER_NS (INT64_MAX / 2) /* 146 years: now plus this is still a number */
 
 struct tri_future {
@@ -21,6 +23,8 @@ struct tri_future {
     _Atomic uint32_t done;
     _Atomic uint32_t holds;
     struct tri_pool *pool;
+    struct tri_future_store *store;
+    struct tri_future *next; /* in the store */
     uint64_t ticket;
     uint32_t slot;
     int status, code;
@@ -29,11 +33,100 @@ struct tri_future {
     uint8_t small[TRI_RES_INLINE] __attribute__((aligned(16)));
 };
 
+/*
+ * Futures that were freed, for the next ones.  By malloc's lights a window of them, submitted and
+ * got, is memory to take from the system and to give back, each time: a sixth of an empty task's
+ * time went there.  A future may outlive its pool, so the store does; it goes with the last one.
+ */
+struct tri_future_store {
+    _Atomic(struct tri_future *) back; /* pushed by CAS, taken whole by exchange, so no ABA */
+    _Atomic uint32_t nback;            /* in it, or a few more or less: nobody counts on it */
+    _Atomic int64_t left; /* minus those freed while the pool is there; then those still alive */
+    struct tri_future *spare; /* this and made: p->lock */
+    int64_t made;
+};
+
+static void future_ended(struct tri_user *u, struct tri_pool *p, struct tri_done *d);
+
+static void store_free(struct tri_future_store *st)
+{
+    struct tri_future *f, *next;
+
+    for (f = tri_load_acq(&st->back); f; f = next) {
+        next = f->next;
+        free(f);
+    }
+    for (f = st->spare; f; f = next) {
+        next = f->next;
+        free(f);
+    }
+    free(st);
+}
+
+/* p->lock held. */
+static struct tri_future *future_new(struct tri_pool *p, size_t out_bytes)
+{
+    struct tri_future_store *st = p->futures;
+    struct tri_future *f;
+
+    if (!st)
+        st = p->futures = calloc(1, sizeof *st);
+    if (!st)
+        return NULL;
+    if (!st->spare && tri_load_rlx(&st->back)) {
+        st->spare = atomic_exchange_explicit(&st->back, NULL, memory_order_acquire);
+        tri_store_rlx(&st->nback, 0);
+    }
+    f = st->spare;
+    if (f)
+        st->spare = f->next;
+    else
+        f = malloc(sizeof *f);
+    if (!f)
+        return NULL;
+    st->made++;
+    f->user.ended = future_ended;
+    f->done = 0;
+    f->holds = 2;
+    f->pool = p;
+    f->store = st;
+    f->status = f->code = 0;
+    f->out_bytes = out_bytes;
+    f->big = NULL;
+    return f;
+}
+
+static void future_free(struct tri_future *f)
+{
+    struct tri_future_store *st = f->store;
+
+    if (tri_load_rlx(&st->nback) < SPARE_MOST) {
+        f->next = tri_load_rlx(&st->back);
+        while (!atomic_compare_exchange_weak_explicit(&st->back, &f->next, f, memory_order_release,
+                                                      memory_order_relaxed))
+            ;
+        atomic_fetch_add_explicit(&st->nback, 1, memory_order_relaxed);
+    } else {
+        free(f);
+    }
+    if (atomic_fetch_sub_explicit(&st->left, 1, memory_order_acq_rel) == 1)
+        store_free(st);
+}
+
+void tri_futures_end(struct tri_pool *p)
+{
+    struct tri_future_store *st = p->futures;
+
+    p->futures = NULL;
+    if (st && atomic_fetch_add_explicit(&st->left, st->made, memory_order_acq_rel) == -st->made)
+        store_free(st);
+}
+
 static void let_go(struct tri_future *f)
 {
     if (atomic_fetch_sub_explicit(&f->holds, 1, memory_order_acq_rel) == 1) {
         free(f->big);
-        free(f);
+        future_free(f);
     }
 }
 
@@ -95,13 +188,41 @@ int tri_task_new_wait(struct tri_pool *p, uint32_t *slot)
     }
 }
 
+/* One try, p->lock held: slot, fill, append.  off: the argument's block, 0 if it fits the slot. */
+static int submit_locked(struct tri_pool *p, tri_fn fn, const void *in, size_t in_bytes,
+                         uint64_t off, const tri_call *opt, struct tri_future *f)
+{
+    struct tri_slot *s;
+    uint32_t slot;
+    int err = tri_task_new_locked(p, &slot);
+
+    if (err)
+        return err;
+    s = &p->view.slot[slot];
+    s->flags = 0;
+    s->fn_id = (uint64_t)(uintptr_t)fn;
+    s->fn_off = f->out_bytes;
+    s->arg_len = in_bytes;
+    s->arg_off = off;
+    s->items = 1;
+    s->timeout_ns = opt->timeout_ns;
+    if (in_bytes && !off)
+        memcpy(s->arg, in, in_bytes);
+    f->slot = slot;
+    err = tri_task_push_locked(p, slot, opt->priority, opt->retries, f, &f->ticket);
+    if (err) { /* the block stays the caller's */
+        s->arg_off = p->priv[slot].arg_off = 0;
+        tri_slot_release(p, slot);
+    }
+    return err;
+}
+
 int tri_submit(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, size_t out_bytes,
                const tri_call *opt, tri_future **fut)
 {
     static const tri_call defaults = TRI_CALL_INIT;
-    struct tri_future *f;
-    struct tri_slot *s;
-    uint32_t slot;
+    struct tri_future *f = NULL;
+    uint64_t off = 0;
     int err;
 
     if (!opt)
@@ -109,55 +230,35 @@ int tri_submit(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, size_t o
     if (!p || !fn || !fut || (in_bytes && !in) || opt->size != sizeof *opt || opt->priority < -2 ||
         opt->priority > 2 || opt->timeout_ns < 0 || opt->retries < 0)
         return -EINVAL;
-    f = malloc(sizeof *f);
-    if (!f)
-        return -ENOMEM;
-    err = tri_task_new_wait(p, &slot);
-    if (err)
-        goto free_future;
-    s = &p->view.slot[slot];
-    s->flags = 0;
-    s->fn_id = (uint64_t)(uintptr_t)fn;
-    s->fn_off = out_bytes;
-    s->arg_len = in_bytes;
-    s->arg_off = 0;
-    s->items = 1;
-    s->timeout_ns = opt->timeout_ns;
+    if (tri_pool_is_fork(p)) /* not even the lock: another thread may have held it at the fork */
+        return TRI_EFORKED;
     if (in_bytes > TRI_ARG_INLINE) {
-        s->arg_off = tri_pool_block_new(p, in_bytes);
-        if (!s->arg_off) {
-            err = -ENOMEM;
-            goto drop;
-        }
-        memcpy(p->view.base + s->arg_off, in, in_bytes);
-    } else if (in_bytes) {
-        memcpy(s->arg, in, in_bytes);
+        off = tri_pool_block_new(p, in_bytes);
+        if (!off)
+            return -ENOMEM;
+        memcpy(p->view.base + off, in, in_bytes);
     }
-    f->user.ended = future_ended;
-    f->done = 0;
-    f->holds = 2;
-    f->pool = p;
-    f->slot = slot;
-    f->status = f->code = 0;
-    f->out_bytes = out_bytes;
-    f->big = NULL;
     for (;;) {
         uint32_t key = tri_wait_key(p);
 
-        err = tri_task_push(p, slot, opt->priority, opt->retries, f, &f->ticket);
+        pthread_mutex_lock(&p->lock);
+        if (!f)
+            f = future_new(p, out_bytes);
+        err = f ? submit_locked(p, fn, in, in_bytes, off, opt, f) : -ENOMEM;
+        pthread_mutex_unlock(&p->lock);
         if (err != -EAGAIN)
             break;
         if (tri_pump(p) == 0)
             tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
     }
-    if (err)
-        goto drop;
-    *fut = f;
-    return 0;
-drop:
-    tri_task_drop(p, slot);
-free_future:
-    free(f);
+    if (!err) {
+        *fut = f;
+        return 0;
+    }
+    if (f)
+        future_free(f);
+    if (off)
+        tri_pool_block_free(p, off);
     return err;
 }
 

@@ -337,6 +337,7 @@ void tri_pool_free(struct tri_pool *p)
         close(p->output_fd);
     tri_shares_free(p);
     tri_spill_free(p);
+    tri_futures_end(p);
     for (uint32_t i = 0; i < tri_load_rlx(&p->nlost); i++)
         if (p->lost[i].spill) /* it ended, and nobody came for it */
             munmap(p->lost[i].spill, p->lost[i].res_len);

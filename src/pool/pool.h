@@ -231,6 +231,7 @@ struct tri_pool {
     uint32_t direct;               /* results taken past the rings since they were last emptied */
     uint32_t next_ring;
     struct tri_member *member;
+    struct tri_future_store *futures;
     uint32_t *held; /* per heap: result blocks the owner still holds */
     struct tri_kept {
         uint64_t off;
@@ -310,6 +311,8 @@ struct tri_user {
 int tri_pump(struct tri_pool *p);
 /* tri_task_new, but waits (and pumps) while every slot is in use. */
 int tri_task_new_wait(struct tri_pool *p, uint32_t *slot);
+/* The pool ends: the memory of freed futures goes, that of the others with the last of them. */
+void tri_futures_end(struct tri_pool *p);
 
 /* dispatch.c: a task goes  task_new -> fill -> task_push  and comes back through a take. */
 /* 0; -EAGAIN: every slot is in use; TRI_EBROKEN, TRI_ECLOSED, TRI_EFORKED */
@@ -321,6 +324,10 @@ void tri_task_drop(struct tri_pool *p, uint32_t slot);
  * started; wait for any task (TRI_ANY_SLOT) and push again. */
 int tri_task_push(struct tri_pool *p, uint32_t slot, int priority, int retries, void *user,
                   uint64_t *ticket);
+/* The same two with p->lock held, and not in a fork. */
+int tri_task_new_locked(struct tri_pool *p, uint32_t *slot);
+int tri_task_push_locked(struct tri_pool *p, uint32_t slot, int priority, int retries, void *user,
+                         uint64_t *ticket);
 /* 0: it will never run, its slot is free; -EBUSY */
 int tri_task_cancel(struct tri_pool *p, uint32_t slot, uint64_t ticket);
 /* Nobody waits for it any more: what it leaves is dropped when it is taken. */
