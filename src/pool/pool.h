@@ -231,6 +231,7 @@ struct tri_pool {
     uint32_t direct;               /* results taken past the rings since they were last emptied */
     uint32_t next_ring;
     struct tri_member *member;
+    _Atomic uint32_t woke; /* a worker was woken, and nobody has waited since */
     struct tri_future_store *futures;
     uint32_t *held; /* per heap: result blocks the owner still holds */
     struct tri_kept {

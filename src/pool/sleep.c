@@ -45,6 +45,10 @@
  * task would cost more than the tasks.  The owner then waits for a task further down the queue
  * (an eighth of what is out, at most 512), but never more than LAZY_NS at a time.
  *
+ * Who has just woken a worker does not spin at once: the kernel may have put it on this very CPU,
+ * where a quarter of the wake-ups of an idle pool on two CPUs then cost the whole spin.  It yields
+ * first, which costs less than the worker takes to come.
+ *
  * Spinning is bounded, and only tried when waits of late were short enough for it to pay (a moving
  * average of how long waits took), when a CPU is free for it, and by few workers at once.
  *
@@ -403,6 +407,10 @@ int tri_wait(struct tri_pool *p, uint32_t key, uint32_t slot, uint64_t ticket, i
     if (spin > 0 && tri_load_rlx(&p->wait_avg_ns) < SPIN_PAYS_FACTOR * spin && cpu_free(p)) {
         if (timeout_ns > 0 && timeout_ns < spin)
             spin = timeout_ns;
+        if (tri_load_rlx(&p->woke)) {
+            tri_store_rlx(&p->woke, 0);
+            sched_yield();
+        }
         for (uint32_t i = 1;; i++) {
             /* Not too often: each look takes the line from the worker that is about to write it. */
             tri_pause();
