@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -32,9 +33,18 @@ static inline int tri_futex_wait(_Atomic uint32_t *word, uint32_t expected, int6
     return -errno;
 }
 
-static inline void tri_futex_wake(_Atomic uint32_t *word, int n)
+/* Wake up to n.  How many there were. */
+static inline long tri_futex_wake(_Atomic uint32_t *word, int n)
 {
-    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE, n, NULL, NULL, 0);
+    return syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE, n, NULL, NULL, 0);
+}
+
+/* Of those that sleep on `from` while it is `expected`, one sleeps on `to` from now on.  False: there
+ * is none, or the word has changed. */
+static inline bool tri_futex_move(_Atomic uint32_t *from, uint32_t expected, _Atomic uint32_t *to)
+{
+    return syscall(SYS_futex, (uint32_t *)from, FUTEX_CMP_REQUEUE, 0, (void *)1, (uint32_t *)to,
+                   expected) == 1;
 }
 
 #endif

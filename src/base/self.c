@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,9 +21,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/atomic.h"
+#include "base/clock.h"
+
+#define SURE_NS 10000000
 
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
@@ -160,15 +165,34 @@ int tri_self_cpus(void)
     return (int)tri_load_rlx(&cache()->cpus);
 }
 
+/* Does a process of this number run?  false: no, or the kernel does not say.  A third of what
+ * /proc takes, which also says since when. */
+static bool runs(pid_t pid)
+{
+    struct pollfd p = {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN};
+    bool still = p.fd >= 0 && poll(&p, 1, 0) == 0;
+
+    if (p.fd >= 0)
+        close(p.fd);
+    return still;
+}
+
 bool tri_name_gone(uint64_t name)
 {
+    /* The name that this thread last found alive by all of it, and when.  Numbers go round: in so
+     * short a time none comes back. */
+    static _Thread_local uint64_t sure_of;
+    static _Thread_local int64_t sure_at;
     uint64_t me = tri_self_name(), pid = name & TRI_NAME_PID;
+    int64_t now = tri_now_ns();
     struct stat_line line;
     char path[32];
     long seen = 0;
 
     name &= TRI_NAME_MASK;
     if (!pid || name == me)
+        return false;
+    if (name == sure_of && now - sure_at < SURE_NS && runs((pid_t)pid))
         return false;
     if (kill((pid_t)pid, 0) < 0 && errno == ESRCH)
         return true;
@@ -177,6 +201,8 @@ bool tri_name_gone(uint64_t name)
         return false;
     if (name >> 32 && name_of(pid, line.start) != name)
         return true; /* the number is another process's by now */
+    sure_of = name;
+    sure_at = now;
     /* A leader that has left its threads behind looks like a zombie, too. */
     return (line.state == 'Z' || line.state == 'X' || line.state == 'x') && line.threads <= 1;
 }

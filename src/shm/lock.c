@@ -9,6 +9,8 @@
  *   wait     W1 CAS w -> w | CONTENDED   W2 futex wait while low half == w | CONTENDED
  *            W3 again, from T1 with CONTENDED     others may sleep behind the one that was woken
  *   give     G1 CAS w -> 0   G2 if w had CONTENDED: futex wake one
+ *   line up  L1 CAS w -> w | CONTENDED   L2 move one that sleeps elsewhere into the line of W2.  The
+ *            holder does both, so G2 comes after; who was moved takes with CONTENDED, as in W3
  *   recover  R1 W2 slept its slice out and the bearer of the name is gone: CAS w -> own name
  *
  * T1 (and R1) pairs with G1: what was written under the lock is seen by the next holder.
@@ -114,17 +116,18 @@ static int try_recover(tri_lock *l, uint64_t me, bool *recovered)
     return 0;
 }
 
-int tri_lock_acquire(tri_lock *l, int64_t timeout_ns, bool *recovered)
+/* behind: CONTENDED if others may sleep that have not marked the word. */
+static int acquire(tri_lock *l, int64_t timeout_ns, bool *recovered, uint64_t behind)
 {
-    uint64_t me = tri_sign(l->ns), behind = 0, w;
+    uint64_t me = tri_sign(l->ns), w;
     int64_t slice = SLICE_NS, end = 0;
     bool dead = false;
 
-    if (take(l, 0, me))
+    if (take(l, 0, me | behind))
         goto taken;
     if (timeout_ns == 0)
         return try_recover(l, me, recovered);
-    if (spin(l, me))
+    if (spin(l, me | behind))
         goto taken;
     if (timeout_ns > 0)
         end = tri_now_ns() + timeout_ns;
@@ -171,6 +174,25 @@ taken:
     if (recovered)
         *recovered = dead;
     return 0;
+}
+
+int tri_lock_acquire(tri_lock *l, int64_t timeout_ns, bool *recovered)
+{
+    return acquire(l, timeout_ns, recovered, 0);
+}
+
+int tri_lock_acquire_again(tri_lock *l, int64_t timeout_ns, bool *recovered)
+{
+    return acquire(l, timeout_ns, recovered, CONTENDED);
+}
+
+bool tri_lock_line_up(tri_lock *l, _Atomic uint32_t *word, uint32_t expected)
+{
+    uint64_t w = tri_load_rlx(&l->word);
+
+    while (w && !(w & CONTENDED))
+        tri_cas_sc(&l->word, &w, w | CONTENDED);
+    return w && tri_futex_move(word, expected, low_half(l));
 }
 
 int tri_lock_release(tri_lock *l)

@@ -46,6 +46,8 @@ void tri_lock_init(tri_lock *l);
  *   -EINTR         a signal handler ran: run what it asks for, then call again
  */
 int tri_lock_acquire(tri_lock *l, int64_t timeout_ns, bool *recovered);
+/* The same for who comes from tri_cond_wait: others, moved by tri_lock_line_up, may sleep behind. */
+int tri_lock_acquire_again(tri_lock *l, int64_t timeout_ns, bool *recovered);
 
 /*
  * Take it if it is free, with the signature that tri_sign(l->ns) gives this process: for callers
@@ -60,6 +62,12 @@ static inline bool tri_lock_try(tri_lock *l, uint64_t signature)
 
 /* Give it back; any thread of any process may.  0, or -EPERM: nobody holds it. */
 int tri_lock_release(tri_lock *l);
+
+/*
+ * One that sleeps on `word` while it is `expected` is to sleep for the lock instead; the holder's
+ * tri_lock_release will wake it.  For the holder.  False: it was not moved, so wake it.
+ */
+bool tri_lock_line_up(tri_lock *l, _Atomic uint32_t *word, uint32_t expected);
 
 /* The holder's name (base/self.h); 0: free.  Old by the time it is read. */
 uint64_t tri_lock_holder(tri_lock *l);

@@ -17,12 +17,16 @@
  *
  * Condition   a table with a cell for each waiter, {name, state, order}.
  *             state   IDLE -> WAITING (waiter)   WAITING -> NOTIFIED (notifier)
- *                     WAITING -> IDLE (waiter: time is up; notifier: its process is gone)
+ *                     WAITING -> IDLE (waiter: time is up)
+ *                     NOTIFIED -> IDLE (waiter; notifier: the waiter's process is gone)
  *   The compare-and-swap on state decides between the notifier and the waiter's time-out, and
  *   between two notifiers.  So a notification counts for exactly one waiter that still waited.
- *   notify looks whether a waiter lives before it counts it: a waiter that was killed swallows
- *   none, and nobody waits for an answer from it.  The name is taken by CAS 0 -> name, and put
- *   back to 0 after state is IDLE.  So a free cell is always IDLE, whoever died where:
+ *   notify counts a waiter only if it lives: one that the kernel found asleep does, and of others
+ *   it is asked.  So a waiter that was killed swallows no notification, and nobody waits for an
+ *   answer from it.  Who is notified needs the notifier's lock next; so instead of waking for
+ *   nothing it is moved to where that lock's waiters sleep.
+ *   The name is taken by CAS 0 -> name, and put back to 0 after state is IDLE.  So a free cell is
+ *   always IDLE, whoever died where:
  *     after the name, before WAITING: IDLE with a dead name, which enter() reuses when it must
  *     later: WAITING or NOTIFIED with a dead name, which notify() or enter() clears.
  *
@@ -270,8 +274,8 @@ int tri_cond_wait(tri_cond *c, int cell, int64_t timeout_ns)
 }
 
 /*
- * The process of a waiter was killed: nobody waits there any more.  The lock that goes with the
- * condition keeps enter() from giving the cell to another meanwhile.
+ * The process of a notified waiter was killed: nobody waits there any more.  The lock that goes
+ * with the condition keeps enter() from giving the cell to another meanwhile.
  */
 static bool swept(tri_cond *c, struct tri_cond_cell *cell)
 {
@@ -279,7 +283,7 @@ static bool swept(tri_cond *c, struct tri_cond_cell *cell)
 
     if (!who || !tri_signer_gone(c->ns, who))
         return false;
-    if (swap_state(cell, WAITING, IDLE))
+    if (swap_state(cell, NOTIFIED, IDLE))
         tri_cas_sc(&cell->who, &who, 0);
     return true;
 }
@@ -307,20 +311,24 @@ static struct tri_cond_cell *first_waiter(tri_cond *c)
     return found;
 }
 
-uint32_t tri_cond_notify(tri_cond *c, uint32_t n)
+uint32_t tri_cond_notify(tri_cond *c, uint32_t n, tri_lock *lock)
 {
     uint32_t woken = 0;
+    bool asleep;
 
     while (woken < n) {
         struct tri_cond_cell *cell = first_waiter(c);
 
         if (!cell)
             break;
-        if (swept(c, cell) || !swap_state(cell, WAITING, NOTIFIED))
-            continue; /* dead, or its time was up just now */
+        if (!swap_state(cell, WAITING, NOTIFIED))
+            continue; /* its time was up just now */
         CP(cond_notified);
-        tri_futex_wake(&cell->state, 1);
-        woken++;
+        asleep = lock && tri_lock_line_up(lock, &cell->state, NOTIFIED);
+        if (!asleep)
+            asleep = tri_futex_wake(&cell->state, 1) > 0;
+        /* Whom the kernel finds asleep lives; to look after the others costs microseconds. */
+        woken += asleep || !swept(c, cell);
     }
     return woken;
 }

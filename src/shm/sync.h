@@ -83,9 +83,10 @@ int tri_cond_wait(tri_cond *c, int cell, int64_t timeout_ns);
 bool tri_cond_leave(tri_cond *c, int cell);
 /*
  * Wake the n that came first of those that live.  How many there were.  Like tri_cond_enter, with
- * the lock held that goes with the condition.
+ * the lock held that goes with the condition.  With that lock, they wake when it is given back, one
+ * after the other (they could do nothing before); NULL: at once.
  */
-uint32_t tri_cond_notify(tri_cond *c, uint32_t n);
+uint32_t tri_cond_notify(tri_cond *c, uint32_t n, tri_lock *lock);
 /* How many living processes' threads wait. */
 uint32_t tri_cond_waiters(tri_cond *c);
 

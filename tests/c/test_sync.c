@@ -27,6 +27,8 @@ struct shared {
     tri_lock lock;
     tri_cond cond;
     _Atomic uint32_t woken;
+    uint32_t under_lock; /* counted by who holds the lock */
+    bool lines_up;       /* who is notified waits for the lock at once */
 };
 
 static struct shared *shared_new(void)
@@ -213,6 +215,9 @@ static int wait_cond(struct shared *s)
     CHECK(cell >= 0 && tri_lock_release(&s->lock) == 0);
     err = tri_cond_wait(&s->cond, cell, 20 * SECOND);
     CHECK(tri_cond_leave(&s->cond, cell) == (err == 0));
+    CHECK(tri_lock_acquire_again(&s->lock, 20 * SECOND, NULL) == 0);
+    s->under_lock++;
+    CHECK(tri_lock_release(&s->lock) == 0);
     tri_add_sc(&s->woken, 1);
     return err != 0;
 }
@@ -227,16 +232,17 @@ static uint32_t notify(struct shared *s, uint32_t n)
     uint32_t woken;
 
     CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, NULL) == 0);
-    woken = tri_cond_notify(&s->cond, n);
+    woken = tri_cond_notify(&s->cond, n, s->lines_up ? &s->lock : NULL);
     CHECK(tri_lock_release(&s->lock) == 0);
     return woken;
 }
 
-static void notify_wakes_the_first_and_no_more(void)
+static void wakes_the_first_and_no_more(bool lines_up)
 {
     struct shared *s = shared_new();
     pid_t pid[4];
 
+    s->lines_up = lines_up;
     CHECK(notify(s, 5) == 0);
     for (uint32_t i = 0; i < 4; i++) {
         pid[i] = start(wait_cond, s);
@@ -247,6 +253,34 @@ static void notify_wakes_the_first_and_no_more(void)
     CHECK(tri_load_sc(&s->woken) == 3 && tri_cond_waiters(&s->cond) == 1);
     CHECK(notify(s, UINT32_MAX) == 1 && ended(pid[3]) == 0);
     CHECK(tri_cond_waiters(&s->cond) == 0 && notify(s, 1) == 0);
+    CHECK(s->under_lock == 4 && tri_lock_holder(&s->lock) == 0);
+    shared_free(s);
+}
+
+static void notify_wakes_the_first_and_no_more(void)
+{
+    wakes_the_first_and_no_more(false);
+    wakes_the_first_and_no_more(true);
+}
+
+/* All sleep for the lock then, and each lets the next one in. */
+static void all_that_are_notified_get_the_lock(void)
+{
+    struct shared *s = shared_new();
+    pid_t pid[8];
+
+    s->lines_up = true;
+    for (int round = 0; round < 20; round++) {
+        for (uint32_t i = 0; i < 8; i++)
+            pid[i] = start(wait_cond, s);
+        until(cond_waiters, s, 8);
+        if (round % 2)
+            killed(pid[3]);
+        CHECK(notify(s, UINT32_MAX) == (round % 2 ? 7 : 8));
+        for (uint32_t i = 0; i < 8; i++)
+            CHECK((round % 2 && i == 3) || ended(pid[i]) == 0);
+    }
+    CHECK(s->under_lock == 150 && tri_lock_holder(&s->lock) == 0);
     shared_free(s);
 }
 
@@ -285,7 +319,7 @@ static void time_outs_and_cells_of_the_dead_leave_room(void)
     CHECK(tri_cond_enter(&s->cond) == -ENOSPC);
     CHECK(tri_cond_wait(&s->cond, 0, 1000000) == TRI_ETIMEDOUT && !tri_cond_leave(&s->cond, 0));
     CHECK(tri_cond_enter(&s->cond) == 0);
-    CHECK(tri_cond_notify(&s->cond, UINT32_MAX) == TRI_COND_CELLS);
+    CHECK(tri_cond_notify(&s->cond, UINT32_MAX, NULL) == TRI_COND_CELLS);
     CHECK(tri_cond_wait(&s->cond, 0, -1) == 0 && tri_cond_leave(&s->cond, 0));
     shared_free(s);
 }
@@ -420,6 +454,7 @@ int main(void)
     RUN(an_event_wakes_all_and_stays_set);
     RUN(a_set_that_is_cleared_at_once_is_seen);
     RUN(notify_wakes_the_first_and_no_more);
+    RUN(all_that_are_notified_get_the_lock);
     RUN(a_killed_waiter_is_not_notified);
     RUN(time_outs_and_cells_of_the_dead_leave_room);
     RUN(slots_are_apart_and_are_used_again);

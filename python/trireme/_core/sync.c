@@ -246,6 +246,12 @@ static int wait_lock(SyncObject *s, int arg, int64_t timeout_ns)
     return tri_lock_acquire(s->lock, timeout_ns, NULL);
 }
 
+static int wait_lock_again(SyncObject *s, int arg, int64_t timeout_ns)
+{
+    (void)arg;
+    return tri_lock_acquire_again(s->lock, timeout_ns, NULL);
+}
+
 static int wait_sem(SyncObject *s, int arg, int64_t timeout_ns)
 {
     (void)arg;
@@ -346,6 +352,24 @@ static PyObject *semlock_enter(SyncObject *s, PyObject *none)
     return semlock_take(s, -1) < 0 ? NULL : Py_NewRef(Py_True);
 }
 
+/* For who was notified: others may have been moved to this lock's line with it. */
+static PyObject *semlock_take_again(SyncObject *s, PyObject *none)
+{
+    int got;
+
+    (void)none;
+    own_count(s);
+    if (s->kind == SEMAPHORE || is_mine(s)) {
+        got = semlock_take(s, -1);
+    } else {
+        got = wait_for(s, wait_lock_again, 0, -1);
+        s->count += got > 0;
+        if (got > 0)
+            s->thread = PyThread_get_thread_ident();
+    }
+    return got < 0 ? NULL : PyBool_FromLong(got);
+}
+
 static PyObject *semlock_exit(SyncObject *s, PyObject *const *args, Py_ssize_t n)
 {
     (void)args;
@@ -430,6 +454,8 @@ static PyMethodDef semlock_methods[] = {
     {"release", (PyCFunction)semlock_release, METH_NOARGS, "release() -> None"},
     {"__enter__", (PyCFunction)semlock_enter, METH_NOARGS, NULL},
     {"__exit__", FAST(semlock_exit), METH_FASTCALL, NULL},
+    {"_take_again", (PyCFunction)semlock_take_again, METH_NOARGS,
+     "_take_again() -> True: acquire() of who was notified by a condition"},
     {"_get_value", (PyCFunction)semlock_get_value, METH_NOARGS, NULL},
     {"_is_zero", (PyCFunction)semlock_is_zero, METH_NOARGS, NULL},
     {"_is_mine", (PyCFunction)semlock_is_mine, METH_NOARGS, NULL},
@@ -610,16 +636,18 @@ static PyObject *cond_leave(SyncObject *s, PyObject *number)
     return cell < 0 ? NULL : PyBool_FromLong(tri_cond_leave(s->cond, cell));
 }
 
-static PyObject *cond_notify(SyncObject *s, PyObject *number)
+static PyObject *cond_notify(SyncObject *s, PyObject *args)
 {
-    Py_ssize_t n = PyNumber_AsSsize_t(number, NULL);
+    SyncObject *lock = NULL;
+    Py_ssize_t n;
 
-    if (n == -1 && PyErr_Occurred())
+    if (!PyArg_ParseTuple(args, "n|O!", &n, s->st->semlock_type, &lock))
         return NULL;
     if (n < 0)
         n = 0;
     return PyLong_FromUnsignedLong(
-        tri_cond_notify(s->cond, n > UINT32_MAX ? UINT32_MAX : (uint32_t)n));
+        tri_cond_notify(s->cond, n > UINT32_MAX ? UINT32_MAX : (uint32_t)n,
+                        lock && lock->kind != SEMAPHORE ? lock->lock : NULL));
 }
 
 static PyObject *cond_waiters(SyncObject *s, PyObject *none)
@@ -632,7 +660,8 @@ static PyMethodDef cond_methods[] = {
     {"enter", (PyCFunction)cond_enter, METH_NOARGS, "enter() -> number of this waiter"},
     {"wait", (PyCFunction)cond_wait, METH_VARARGS, "wait(number, timeout or None) -> notified"},
     {"leave", (PyCFunction)cond_leave, METH_O, "leave(number) -> was it notified"},
-    {"notify", (PyCFunction)cond_notify, METH_O, "notify(most) -> how many were woken"},
+    {"notify", (PyCFunction)cond_notify, METH_VARARGS,
+     "notify(most, lock held) -> how many were woken, or will be when the lock is given back"},
     {"waiters", (PyCFunction)cond_waiters, METH_NOARGS, "waiters() -> how many wait"},
     {"_lend", (PyCFunction)sync_lend, METH_NOARGS, lend_doc},
     {"_rebuild", (PyCFunction)sync_rebuild, METH_VARARGS | METH_CLASS, rebuild_doc},

@@ -152,6 +152,8 @@ class Condition(_original.Condition):
     def _make_methods(self) -> None:
         self.acquire = self._lock.acquire  # type: ignore[method-assign]
         self.release = self._lock.release  # type: ignore[method-assign]
+        core: Any = self._lock._semlock
+        self._take_again = core._take_again if isinstance(core, _core.SemLock) else self.acquire
 
     def __getstate__(self) -> Any:
         context.assert_spawning(self)
@@ -196,7 +198,9 @@ class Condition(_original.Condition):
                 missed = waiters.leave(me)
                 raise
         finally:
-            for _ in range(given):
+            if given:
+                self._take_again()
+            for _ in range(1, given):
                 self._lock.acquire()
             if missed:  # an interrupted waiter passes on what another could have had
                 waiters.notify(1)
@@ -206,7 +210,10 @@ class Condition(_original.Condition):
         """Wake *n* of those that wait."""
         held: Any = self._lock._semlock
         assert held._is_mine(), "notify() is for who holds the condition's lock"
-        self._waiters.notify(n)
+        if isinstance(held, _core.SemLock):
+            self._waiters.notify(n, held)
+        else:
+            self._waiters.notify(n)
 
 
 class Event(_original.Event):
