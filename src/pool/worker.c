@@ -98,8 +98,8 @@ uint64_t tri_worker_block_new(struct tri_worker *w, uint64_t bytes)
     uint64_t off = heap_ready(w) ? tri_heap_alloc(&w->heap, bytes) : 0;
 
     CP(result_block);
-    if (off)
-        heap_report(w);
+    if (w->has_heap)
+        heap_report(w); /* who is refused a block has taken home what others freed, too */
     return off;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * pools.h - what the tests of pools share: opening one, gates, waiting for a condition, and a pool
- * without workers.
+ * pools.h - what the tests of pools share: opening one, gates, pids of its processes, waiting for a
+ * condition, and a pool without workers.
  *
  * A gate is a word in tri_share memory that tasks wait for.  Each test that needs "the workers are
  * busy now" closes it, waits until as many tasks stand there as it sent, and opens it when done: no
@@ -70,6 +70,24 @@ static inline tri_pool *pool_of(int kind, int workers)
     return pool_with(kind, workers, NULL);
 }
 
+static inline tri_pool *pool_inside(int workers, struct tri_pool_inside in)
+{
+    tri_pool_config cfg;
+    tri_pool *p;
+
+    in.shared_warden = -1;
+    tri_pool_config_init(&cfg);
+    cfg.workers = workers;
+    CHECK(tri_pool_open_inside(&p, &cfg, &in) == 0);
+    return p;
+}
+
+/* For tests in which more workers die than a program may lose. */
+static inline tri_pool *durable_pool(int workers)
+{
+    return pool_inside(workers, (struct tri_pool_inside){.max_restarts = 100000});
+}
+
 static inline tri_stats stats_of(tri_pool *p)
 {
     tri_stats st = {.size = sizeof st};
@@ -121,24 +139,6 @@ static inline bool squares_work(tri_pool *p, int64_t n)
     return right;
 }
 
-static inline int pid_of_worker(const void *in, void *out)
-{
-    int32_t pid = (int32_t)getpid();
-
-    (void)in;
-    memcpy(out, &pid, sizeof pid);
-    return 0;
-}
-
-static inline int pid_of_warden(const void *in, void *out)
-{
-    int32_t pid = (int32_t)getppid();
-
-    (void)in;
-    memcpy(out, &pid, sizeof pid);
-    return 0;
-}
-
 /* ------------------------------------------------------------------ gates */
 
 struct gate {
@@ -184,6 +184,74 @@ static inline int open_fds(void)
         n++;
     closedir(d);
     return n;
+}
+
+static inline int pid_of_worker(const void *in, void *out)
+{
+    int32_t pid = (int32_t)getpid();
+
+    (void)in;
+    memcpy(out, &pid, sizeof pid);
+    return 0;
+}
+
+static inline int pid_of_warden(const void *in, void *out)
+{
+    int32_t pid = (int32_t)getppid();
+
+    (void)in;
+    memcpy(out, &pid, sizeof pid);
+    return 0;
+}
+
+/* What one of these two tells, from any worker. */
+static inline int32_t pid_from(tri_pool *p, tri_fn fn)
+{
+    int32_t pid;
+
+    CHECK(ended(submit(p, fn, NULL, 0, sizeof pid), &pid) == 0);
+    return pid;
+}
+
+static inline int pid_behind_gate(const void *in, void *out)
+{
+    stand_at_gate(in, NULL);
+    return pid_of_worker(NULL, out);
+}
+
+/* The pids of all workers: as many tasks at one gate. */
+static inline void pids_of(tri_pool *p, int n, int32_t *pid)
+{
+    tri_share *s;
+    struct gate *g = gate_of(p, &s);
+    tri_future *f[16];
+
+    CHECK(n <= 16);
+    for (int i = 0; i < n; i++)
+        f[i] = submit(p, pid_behind_gate, &g, sizeof g, sizeof *pid);
+    WAIT_UNTIL(atomic_load(&g->inside) == (uint32_t)n, 10 * SECOND);
+    atomic_store(&g->open, 1);
+    for (int i = 0; i < n; i++)
+        CHECK(ended(f[i], &pid[i]) == 0);
+    tri_share_free(s);
+}
+
+static inline void block_all_signals(void)
+{
+    sigset_t all;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+}
+
+/* For ever, and only SIGKILL ends it.  It has an argument, so that the compiler sees an end. */
+static inline int deaf_for_ever(const void *in, void *out)
+{
+    (void)out;
+    block_all_signals();
+    while (in)
+        pause();
+    return 0;
 }
 
 /* Is there such a process, and is it more than a zombie? */

@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * test_deaths.c - whatever dies, every future ends, the pool heals, nothing is left behind.
+ * test_deaths.c - whatever a task does to its worker, and whoever kills it: every future ends, the
+ * pool heals, nothing is left behind.
  *
- * Tests that kill an owner run this program again as that owner (main's second half), with a tag in
- * its environment, so that each process that comes of it can be found in /proc.
+ * Deaths of the warden and of the owner are in test_warden.c, deaths of a worker at each single
+ * step in test_killpoints.c.
  */
 #include "pools.h"
 
-#include <poll.h>
-#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-
-static char *self;
 
 /* ------------------------------------------------------------------ ways to die */
 
@@ -89,21 +86,6 @@ static int by_stack_overflow(const void *in, void *out)
     return recurse(here);
 }
 
-static tri_pool *durable_pool(int workers)
-{
-    struct tri_pool_inside in;
-    tri_pool_config cfg;
-    tri_pool *p;
-
-    memset(&in, 0, sizeof in);
-    in.shared_warden = -1;
-    in.max_restarts = 100000; /* these tests kill more than a program may */
-    tri_pool_config_init(&cfg);
-    cfg.workers = workers;
-    CHECK(tri_pool_open_inside(&p, &cfg, &in) == 0);
-    return p;
-}
-
 static void heals(tri_pool *p, int workers)
 {
     WAIT_UNTIL(stats_of(p).workers_alive == workers, SECOND);
@@ -162,33 +144,6 @@ static void a_death_in_a_map_ends_the_map(void)
     }
     heals(p, 2);
     tri_pool_close(p);
-}
-
-static int two_pids(const void *in, void *out)
-{
-    struct gate *g;
-    int32_t pid = (int32_t)getpid();
-
-    stand_at_gate(in, out);
-    memcpy(&g, in, sizeof g);
-    memcpy(out, &pid, sizeof pid);
-    return 0;
-}
-
-/* The pids of all workers: as many tasks at one gate. */
-static void pids_of(tri_pool *p, int n, int32_t *pid)
-{
-    tri_share *s;
-    struct gate *g = gate_of(p, &s);
-    tri_future *f[16];
-
-    for (int i = 0; i < n; i++)
-        f[i] = submit(p, two_pids, &g, sizeof g, 4);
-    WAIT_UNTIL(atomic_load(&g->inside) == (uint32_t)n, 10 * SECOND);
-    atomic_store(&g->open, 1);
-    for (int i = 0; i < n; i++)
-        CHECK(ended(f[i], &pid[i]) == 0);
-    tri_share_free(s);
 }
 
 static void idle_workers_may_die_one_by_one_or_all_at_once(void)
@@ -290,10 +245,9 @@ static void a_requeued_task_can_be_cancelled(void)
     tri_share *s;
     struct gate *g = gate_of(p, &s);
     tri_call opt = TRI_CALL_INIT, last = TRI_CALL_INIT;
+    int32_t pid = pid_from(p, pid_of_worker);
     tri_future *f, *other;
-    int32_t pid;
 
-    CHECK(ended(submit(p, pid_of_worker, NULL, 0, 4), &pid) == 0);
     opt.retries = 3;
     opt.priority = -1;
     last.priority = 0;
@@ -312,17 +266,6 @@ static void a_requeued_task_can_be_cancelled(void)
 
 /* ------------------------------------------------------------------ time limits */
 
-static int sleeps_long(const void *in, void *out)
-{
-    sigset_t all;
-
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, NULL);
-    while (in && out)
-        pause();
-    return 0;
-}
-
 static int stops_itself(const void *in, void *out)
 {
     (void)in;
@@ -332,7 +275,8 @@ static int stops_itself(const void *in, void *out)
 
 static void a_time_limit_kills_the_late_task_only(void)
 {
-    static const tri_fn late[] = {sleeps_long, stops_itself};
+    static const tri_fn late[] = {deaf_for_ever, stops_itself};
+    const int64_t limit = 200 * MS; /* the innocent keep it on a busy machine too */
     tri_pool *p = durable_pool(2);
 
     for (int k = 0; k < 2; k++) {
@@ -340,7 +284,7 @@ static void a_time_limit_kills_the_late_task_only(void)
         tri_future *f[10];
         int64_t out, start = tri_now_ns();
 
-        opt.timeout_ns = 50 * MS;
+        opt.timeout_ns = limit;
         opt.retries = 5; /* not for this */
         for (int64_t i = 0; i < 10; i++)
             CHECK(tri_submit(p, i == 2 ? late[k] : square, &i, 8, 8, &opt, &f[i]) == 0);
@@ -349,7 +293,7 @@ static void a_time_limit_kills_the_late_task_only(void)
 
             CHECK(i == 2 ? err == TRI_ETASKTIMEOUT : err == 0 && out == i * i);
         }
-        CHECK(tri_now_ns() - start >= 50 * MS && tri_now_ns() - start < SECOND * TRI_SLOW);
+        CHECK(tri_now_ns() - start >= limit && tri_now_ns() - start < SECOND * TRI_SLOW);
         heals(p, 2);
     }
     CHECK(stats_of(p).timed_out == 2 && stats_of(p).lost == 0);
@@ -359,11 +303,11 @@ static void a_time_limit_kills_the_late_task_only(void)
         tri_future *f;
         int64_t out;
 
-        opt.timeout_ns = 20 * MS;
+        opt.timeout_ns = limit;
         CHECK(tri_submit(p, square, &(int64_t){i}, 8, 8, &opt, &f) == 0);
         CHECK(ended(f, &out) == 0);
     }
-    usleep(40000);
+    usleep((useconds_t)(2 * limit / 1000));
     CHECK(stats_of(p).deaths == 2);
     tri_pool_close(p);
 }
@@ -374,9 +318,8 @@ static void a_stopped_worker_loses_nothing_when_it_goes_on(void)
     tri_share *s;
     struct gate *g = gate_of(p, &s);
     tri_future *f;
-    int32_t pid;
+    int32_t pid = pid_from(p, pid_of_worker);
 
-    CHECK(ended(submit(p, pid_of_worker, NULL, 0, 4), &pid) == 0);
     occupy(p, g, 1, &f);
     kill(pid, SIGSTOP);
     WAIT_UNTIL((stats_of(p), p->member[0].stopped), SECOND);
@@ -432,9 +375,8 @@ static void a_thousand_restarts_leave_no_zombie_and_no_memory(void)
     int n = TRI_SANITIZED ? 100 : 1000;
     uint64_t live = stats_of(p).arena_live_bytes;
     int fds = open_fds();
-    int32_t warden;
+    int32_t warden = pid_from(p, pid_of_warden);
 
-    CHECK(ended(submit(p, pid_of_warden, NULL, 0, 4), &warden) == 0);
     for (int i = 0; i < n; i += 4) {
         tri_future *f[4];
 
@@ -481,8 +423,6 @@ static int begin_dies(struct tri_worker *w)
 
 static void starts_that_fail_for_ever_break_the_pool(void)
 {
-    struct tri_pool_inside in;
-    tri_pool_config cfg;
     tri_future *f[50];
     tri_pool *p;
     int64_t out, start;
@@ -490,12 +430,7 @@ static void starts_that_fail_for_ever_break_the_pool(void)
 
     starts = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(starts != MAP_FAILED);
-    memset(&in, 0, sizeof in);
-    in.shared_warden = -1;
-    in.hooks.begin = begin_dies;
-    tri_pool_config_init(&cfg);
-    cfg.workers = 2;
-    CHECK(tri_pool_open_inside(&p, &cfg, &in) == 0);
+    p = pool_inside(2, (struct tri_pool_inside){.hooks.begin = begin_dies});
     CHECK(ended(submit(p, square, &(int64_t){3}, 8, 8), &out) == 0 && out == 9);
     start = tri_now_ns();
     for (int i = 0; i < 50; i++)
@@ -527,7 +462,7 @@ static void as_nobody(void)
     if (geteuid() == 0 && setresuid(65534, 65534, 65534) != 0)
         return; /* root is refused no process, and there is nobody else to be */
     p = durable_pool(2);
-    CHECK(ended(submit(p, pid_of_warden, NULL, 0, 4), &warden) == 0);
+    warden = pid_from(p, pid_of_warden);
     pids_of(p, 2, pid);
     CHECK(prlimit(warden, RLIMIT_NPROC, NULL, &r) == 0);
     none = (struct rlimit){0, r.rlim_max};
@@ -581,9 +516,8 @@ static int leaves_children(const void *in, void *out)
 static void children_of_a_dead_worker_are_killed(void)
 {
     tri_pool *p = durable_pool(1);
-    int32_t pid[2], worker;
+    int32_t pid[2], worker = pid_from(p, pid_of_worker);
 
-    CHECK(ended(submit(p, pid_of_worker, NULL, 0, 4), &worker) == 0);
     CHECK(ended(submit(p, leaves_children, NULL, 0, 8), pid) == 0);
     CHECK(process_lives(pid[0]) && process_lives(pid[1]));
     kill(worker, SIGKILL);
@@ -625,231 +559,9 @@ static void a_nested_pool_dies_with_its_worker_and_not_before(void)
     heals(p, 2);
     tri_pool_close(p);
 }
-
-/* ------------------------------------------------------------------ the warden's death */
-
-static void a_dead_warden_breaks_the_pool_within_a_second(void)
+int main(void)
 {
-    /* Few tasks: the owner sleeps for one of them.  Many: it sleeps lazily, in short naps. */
-    static const int queued[] = {2, 40, 400};
-
-    for (int k = 0; k < 3; k++) {
-        tri_pool *p = durable_pool(2);
-        tri_share *s;
-        struct gate *g = gate_of(p, &s);
-        tri_future *f[400];
-        int32_t warden, pid[2];
-        int64_t start;
-
-        CHECK(ended(submit(p, pid_of_warden, NULL, 0, 4), &warden) == 0);
-        pids_of(p, 2, pid);
-        occupy(p, g, 2, f);
-        for (int i = 2; i < queued[k]; i++)
-            f[i] = submit(p, stand_at_gate, &g, sizeof g, 0);
-        start = tri_now_ns();
-        kill(warden, SIGKILL);
-        for (int i = queued[k] - 1; i >= 0; i--)
-            CHECK(ended(f[i], NULL) == TRI_EBROKEN);
-        CHECK(tri_now_ns() - start < SECOND * TRI_SLOW);
-        CHECK(tri_submit(p, square, &start, 8, 8, NULL, &f[0]) == TRI_EBROKEN);
-        WAIT_UNTIL(!process_lives(pid[0]) && !process_lives(pid[1]), SECOND);
-        tri_share_free(s);
-        if (k)
-            tri_pool_close(p);
-        else
-            tri_pool_terminate(p);
-    }
-}
-
-static void polling_notices_a_dead_warden_too(void)
-{
-    tri_pool *p = durable_pool(1);
-    tri_share *s;
-    struct gate *g = gate_of(p, &s);
-    tri_future *f;
-    int32_t warden;
-
-    CHECK(ended(submit(p, pid_of_warden, NULL, 0, 4), &warden) == 0);
-    occupy(p, g, 1, &f);
-    kill(warden, SIGKILL);
-    WAIT_UNTIL(tri_future_wait(f, 0) == 0, SECOND);
-    CHECK(ended(f, NULL) == TRI_EBROKEN);
-    tri_share_free(s);
-    tri_pool_close(p);
-}
-
-/* ------------------------------------------------------------------ a warden that is stuck */
-
-static struct {
-    _Atomic int hang_between; /* the first fork hangs, as in a library's handler */
-    _Atomic int32_t pid;
-} * stuck; /* shared with all forks */
-
-static void hang(void *ctx)
-{
-    (void)ctx;
-    atomic_store(&stuck->pid, (int32_t)getpid());
-    for (int i = 0; i < 200; i++) /* longer than the test waits, not for ever should it fail */
-        poll(NULL, 0, 100);
-    _exit(0);
-}
-
-static void hang_once(void)
-{
-    if (stuck && atomic_exchange(&stuck->hang_between, 0))
-        hang(NULL);
-}
-
-static void an_opening_that_gets_no_answer_leaves_no_process(void)
-{
-    int fds = open_fds();
-
-    stuck = mmap(NULL, sizeof *stuck, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(stuck != MAP_FAILED);
-    CHECK(pthread_atfork(NULL, NULL, hang_once) == 0);
-    for (int between = 0; between < 2; between++) {
-        struct tri_pool_inside in = {.shared_warden = -1, .want_output = true};
-        tri_pool_config cfg;
-        tri_pool *p = NULL;
-        int64_t start = tri_now_ns();
-
-        tri_pool_config_init(&cfg);
-        cfg.workers = 2;
-        cfg.start_timeout_ns = SECOND / 2;
-        if (between)
-            atomic_store(&stuck->hang_between, 1);
-        else
-            in.hooks.after_fork_child = hang;
-        CHECK(tri_pool_open_inside(&p, &cfg, &in) == TRI_ETIMEDOUT && !p);
-        CHECK(tri_now_ns() - start < 2 * SECOND * TRI_SLOW);
-        CHECK(atomic_load(&stuck->pid) > 0);
-        WAIT_UNTIL(!process_lives(atomic_load(&stuck->pid)), SECOND);
-        CHECK(open_fds() == fds);
-        CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
-    }
-    for (int i = 0; i < 2; i++) { /* and it is no harm to the next pool */
-        tri_pool *p = pool_of(TRI_PROCESS, 2);
-
-        CHECK(squares_work(p, 100));
-        tri_pool_close(p);
-    }
-    CHECK(open_fds() == fds);
-    munmap(stuck, sizeof *stuck);
-    stuck = NULL;
-}
-
-/* ------------------------------------------------------------------ the owner's death */
-
-static int tagged(const char *tag)
-{
-    DIR *d = opendir("/proc");
-    struct dirent *e;
-    int n = 0;
-
-    CHECK(d != NULL);
-    while ((e = readdir(d)) != NULL) {
-        char path[300], env[65536];
-        ssize_t got;
-        int fd;
-
-        if (e->d_name[0] < '0' || e->d_name[0] > '9')
-            continue;
-        snprintf(path, sizeof path, "/proc/%s/environ", e->d_name);
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0)
-            continue;
-        got = read(fd, env, sizeof env);
-        close(fd);
-        n += got > 0 && memmem(env, (size_t)got, tag, strlen(tag)) != NULL;
-    }
-    closedir(d);
-    return n;
-}
-
-/* Run this program as an owner in the given state; *up gets a byte when it is there. */
-static pid_t start_owner(const char *state, const char *tag, int *up)
-{
-    char arg[16];
-    char *argv[] = {self, (char *)(uintptr_t)state, arg, NULL};
-    char *envp[] = {(char *)(uintptr_t)tag, NULL};
-    int fd[2];
-    pid_t pid;
-
-    CHECK(pipe(fd) == 0);
-    snprintf(arg, sizeof arg, "%d", fd[1]);
-    pid = fork();
-    if (pid == 0) {
-        close(fd[0]);
-        execve("/proc/self/exe", argv, envp);
-        _exit(127);
-    }
-    close(fd[1]);
-    *up = fd[0];
-    return pid;
-}
-
-static int says_started(const void *in, void *out)
-{
-    int fd;
-
-    memcpy(&fd, in, sizeof fd);
-    return write(fd, "x", 1) == 1 ? sleeps_long(in, out) : 1;
-}
-
-static void be_owner(const char *state, int fd)
-{
-    tri_pool *p = pool_of(TRI_PROCESS, 3);
-    tri_future *f;
-
-    if (strcmp(state, "starting") == 0)
-        tri_pool_close(p);
-    else if (strcmp(state, "idle") == 0)
-        CHECK(squares_work(p, 100) && write(fd, "x", 1) == 1);
-    else
-        f = submit(p, says_started, &fd, sizeof fd, 0), (void)f;
-    if (strcmp(state, "starting") != 0)
-        for (;;)
-            pause();
-    for (;;) /* opening and closing for ever: the kill comes at any moment of it */
-        tri_pool_close(pool_of(TRI_PROCESS, 3));
-}
-
-static void nothing_is_left_of_an_owner_killed_in_any_state(void)
-{
-    static const char *const state[] = {"idle", "busy", "starting"};
-    uint64_t seed = tri_test_seed();
-
-    for (int round = 0; round < (TRI_SANITIZED ? 6 : 24); round++) {
-        const char *s = state[round % 3];
-        char tag[64], byte;
-        int status, up;
-        pid_t pid;
-
-        snprintf(tag, sizeof tag, "TRI_DEATH_TAG=%d.%d", (int)getpid(), round);
-        pid = start_owner(s, tag, &up);
-        if (round % 3 < 2) {
-            CHECK(read(up, &byte, 1) == 1);
-            CHECK(tagged(tag) >= 5); /* owner, warden, three workers */
-        } else {
-            seed = seed * 6364136223846793005u + 1442695040888963407u;
-            usleep((useconds_t)(seed >> 33) % 20000 * TRI_SLOW);
-        }
-        kill(pid, SIGKILL);
-        CHECK(waitpid(pid, &status, 0) == pid);
-        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-        WAIT_UNTIL(tagged(tag) == 0, SECOND);
-        close(up);
-    }
-}
-
-int main(int argc, char **argv)
-{
-    self = argv[0];
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
-    if (argc == 3) {
-        be_owner(argv[1], atoi(argv[2]));
-        return 0;
-    }
     RUN(any_death_costs_its_task_and_nothing_else);
     RUN(a_death_in_a_map_ends_the_map);
     RUN(idle_workers_may_die_one_by_one_or_all_at_once);
@@ -865,9 +577,5 @@ int main(int argc, char **argv)
     RUN(a_pool_refused_a_process_shrinks_and_grows_again);
     RUN(children_of_a_dead_worker_are_killed);
     RUN(a_nested_pool_dies_with_its_worker_and_not_before);
-    RUN(a_dead_warden_breaks_the_pool_within_a_second);
-    RUN(polling_notices_a_dead_warden_too);
-    RUN(an_opening_that_gets_no_answer_leaves_no_process);
-    RUN(nothing_is_left_of_an_owner_killed_in_any_state);
     return 0;
 }

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * test_pool.c - what the public header promises of a pool that nothing befalls: values, sizes,
- * order, cancelling, ends, forks of the owner.  Deaths are in test_deaths.c.
+ * test_pool.c - what the public header promises of the calls of a pool that nothing befalls:
+ * values, sizes, shared memory, order, cancelling, slots, threads that submit and wait, counters.
+ *
+ * How a pool ends and what it does to its process is in test_pool_life.c, deaths in test_deaths.c
+ * and test_warden.c.  tools/order_test.sh runs this program with weakened memory orders.
  */
 #include "pools.h"
 
-#include <sys/resource.h>
-
 #include <pthread.h>
-#include <sys/resource.h>
 
 static const int kinds[] = {TRI_PROCESS, TRI_THREAD};
 
@@ -145,6 +145,31 @@ static void an_arena_too_small_costs_that_task_only(void)
     free(in);
     tri_pool_close(p);
 }
+
+static int nothing(const void *in, void *out)
+{
+    (void)in;
+    (void)out;
+    return 0;
+}
+
+static void a_chunk_that_cannot_be_copied_leaves_no_block(void)
+{
+    tri_pool *p = pool_with(TRI_PROCESS, 1, small_arena);
+    uint64_t live = stats_of(p).arena_live_bytes;
+    size_t wide = 64u << 20;
+    void *in = calloc(1, wide);
+    int64_t out;
+
+    CHECK(in != NULL);
+    CHECK(tri_map(p, nothing, in, wide, &out, sizeof out, 1, NULL) == -ENOMEM);
+    CHECK(stats_of(p).arena_live_bytes == live);
+    CHECK(stats_of(p).slots_free == stats_of(p).slots);
+    free(in);
+    tri_pool_close(p);
+}
+
+/* With one descriptor more in each round, the opening fails at each place that needs one. */
 
 static int add_to_share(const void *in, void *out)
 {
@@ -476,354 +501,7 @@ static void waiting_has_a_limit(void)
     tri_pool_close(p);
 }
 
-/* ------------------------------------------------------------------ ends */
-
-static void closing_finishes_what_was_queued_and_futures_outlive_it(void)
-{
-    for (size_t k = 0; k < 2; k++) {
-        tri_pool *p = pool_of(kinds[k], 2);
-        tri_future *f[500];
-        int64_t out;
-
-        for (int64_t i = 0; i < 500; i++)
-            f[i] = submit(p, square, &i, 8, 8);
-        tri_pool_close(p);
-        for (int64_t i = 0; i < 500; i++) {
-            CHECK(tri_future_wait(f[i], 0) == 0);
-            CHECK(tri_future_cancel(f[i]) == -EBUSY);
-            CHECK(ended(f[i], &out) == 0 && out == i * i);
-        }
-    }
-}
-
-static int stuck(const void *in, void *out)
-{
-    struct gate *g;
-    sigset_t all;
-
-    (void)out;
-    memcpy(&g, in, sizeof g);
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, NULL);
-    atomic_fetch_add(&g->inside, 1);
-    for (;;)
-        pause();
-    return 0;
-}
-
-static void terminating_does_not_wait_for_stuck_tasks(void)
-{
-    tri_pool *p = pool_of(TRI_PROCESS, 2);
-    tri_share *s;
-    struct gate *g = gate_of(p, &s);
-    tri_future *f[100];
-    int64_t start;
-    int32_t warden;
-
-    CHECK(ended(submit(p, pid_of_warden, NULL, 0, 4), &warden) == 0);
-    for (int i = 0; i < 100; i++)
-        f[i] = submit(p, stuck, &g, sizeof g, 0);
-    WAIT_UNTIL(atomic_load(&g->inside) == 2, 10 * SECOND);
-    start = tri_now_ns();
-    tri_pool_terminate(p);
-    CHECK(tri_now_ns() - start < 2 * SECOND * TRI_SLOW);
-    for (int i = 0; i < 100; i++)
-        CHECK(ended(f[i], NULL) == TRI_ECLOSED);
-    WAIT_UNTIL(!process_lives(warden), SECOND);
-}
-
-static void terminating_threads_waits_for_started_tasks_only(void)
-{
-    tri_pool *p = pool_of(TRI_THREAD, 2);
-    static struct gate g;
-    struct gate *gp = &g;
-    struct opener o = {.gate = &g, .submitted = 0};
-    tri_future *f[100];
-    pthread_t t;
-
-    occupy(p, gp, 2, f);
-    for (int i = 2; i < 100; i++)
-        f[i] = submit(p, stand_at_gate, &gp, sizeof gp, 0);
-    CHECK(pthread_create(&t, NULL, opens_late, &o) == 0);
-    atomic_store(&o.submitted, 100);
-    tri_pool_terminate(p);
-    pthread_join(t, NULL);
-    for (int i = 0; i < 100; i++) {
-        int err = ended(f[i], NULL);
-
-        CHECK(i < 2 ? err == 0 : err == 0 || err == TRI_ECLOSED);
-    }
-}
-
-static int nothing(const void *in, void *out)
-{
-    (void)in;
-    (void)out;
-    return 0;
-}
-
-static void a_chunk_that_cannot_be_copied_leaves_no_block(void)
-{
-    tri_pool *p = pool_with(TRI_PROCESS, 1, small_arena);
-    uint64_t live = stats_of(p).arena_live_bytes;
-    size_t wide = 64u << 20;
-    void *in = calloc(1, wide);
-    int64_t out;
-
-    CHECK(in != NULL);
-    CHECK(tri_map(p, nothing, in, wide, &out, sizeof out, 1, NULL) == -ENOMEM);
-    CHECK(stats_of(p).arena_live_bytes == live);
-    CHECK(stats_of(p).slots_free == stats_of(p).slots);
-    free(in);
-    tri_pool_close(p);
-}
-
-/* With one descriptor more in each round, the opening fails at each place that needs one. */
-static void an_opening_that_fails_for_want_of_descriptors_leaves_none(void)
-{
-    struct rlimit old, few;
-    int fds = open_fds(), opened = 0;
-
-    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
-    for (rlim_t n = 3; n < 40; n++) {
-        struct tri_pool_inside in = {.shared_warden = -1, .want_output = true};
-        tri_pool_config cfg;
-        tri_pool *p = NULL;
-        int err;
-
-        tri_pool_config_init(&cfg);
-        cfg.workers = 2;
-        few = (struct rlimit){n, old.rlim_max};
-        CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
-        err = tri_pool_open_inside(&p, &cfg, &in);
-        CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
-        CHECK(err == 0 || err == -EMFILE || err == TRI_EBROKEN);
-        if (!err) {
-            opened++;
-            tri_pool_terminate(p);
-        }
-        CHECK(open_fds() == fds);
-        CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
-    }
-    CHECK(opened > 0);
-}
-
-static void a_pool_leaves_no_descriptor_and_no_process_behind(void)
-{
-    tri_pool *later = NULL;
-    int fds = open_fds();
-
-    for (int i = 0; i < 20; i++) {
-        tri_pool *p = pool_of(TRI_PROCESS, 2);
-        int32_t warden, worker;
-
-        CHECK(ended(submit(p, pid_of_warden, NULL, 0, 4), &warden) == 0);
-        CHECK(ended(submit(p, pid_of_worker, NULL, 0, 4), &worker) == 0);
-        if (i == 0)
-            later = pool_of(TRI_PROCESS, 1); /* its warden inherits all that the first pool has */
-        if (i % 2)
-            tri_pool_terminate(p);
-        else
-            tri_pool_close(p);
-        WAIT_UNTIL(!process_lives(worker) && !process_lives(warden), SECOND);
-    }
-    tri_pool_close(later);
-    CHECK(open_fds() == fds);
-}
-
-/* ------------------------------------------------------------------ the owner and its family */
-
-static void a_fork_of_the_owner_owns_no_pool_and_harms_none(void)
-{
-    for (size_t k = 0; k < 2; k++) {
-        tri_pool *p = pool_of(kinds[k], 2);
-        tri_share *s, *kept;
-        struct gate *g = gate_of(p, &s);
-        tri_future *busy[2], *f[20], *got;
-        int64_t x = 3, out;
-        int status;
-        pid_t pid;
-
-        CHECK(tri_share_open(p, 1 << 20, &kept) == 0);
-        memset(tri_share_data(kept), 7, 1 << 20);
-        occupy(p, g, 2, busy);
-        for (int64_t i = 0; i < 20; i++)
-            f[i] = submit(p, square, &i, 8, 8);
-        pid = fork();
-        if (pid == 0) {
-            tri_stats st = {.size = sizeof st};
-            int64_t start = tri_now_ns();
-
-            CHECK(tri_submit(p, square, &x, 8, 8, NULL, &got) == TRI_EFORKED);
-            CHECK(tri_map(p, square, &x, 8, &out, 8, 1, NULL) == TRI_EFORKED);
-            CHECK(tri_future_wait(f[0], -1) == TRI_EFORKED);
-            CHECK(tri_future_get(f[1], &out, 0) == TRI_EFORKED);
-            CHECK(tri_future_cancel(f[2]) == TRI_EFORKED);
-            CHECK(tri_share_open(p, 8, &s) == TRI_EFORKED);
-            CHECK(tri_pool_stats(p, &st) == TRI_EFORKED);
-            CHECK(tri_now_ns() - start < 10 * MS * TRI_SLOW);
-            tri_share_free(kept);
-            for (int i = 0; i < 20; i++)
-                tri_future_free(f[i]);
-            tri_pool_close(p);
-            _exit(0);
-        }
-        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        atomic_store(&g->open, 1);
-        CHECK(ended(busy[0], NULL) == 0 && ended(busy[1], NULL) == 0);
-        for (int64_t i = 0; i < 20; i++)
-            CHECK(ended(f[i], &out) == 0 && out == i * i);
-        for (int i = 0; i < 1 << 20; i++)
-            CHECK(((uint8_t *)tri_share_data(kept))[i] == 7);
-        CHECK(squares_work(p, 1000));
-        tri_share_free(kept);
-        tri_share_free(s);
-        tri_pool_close(p);
-    }
-}
-
-static _Atomic int chlds;
-
-static void on_chld(int sig)
-{
-    (void)sig;
-    atomic_fetch_add(&chlds, 1);
-}
-
-static void children_of_the_owner_stay_its_own(void)
-{
-    tri_pool *p = pool_of(TRI_PROCESS, 2);
-    struct sigaction sa = {.sa_handler = on_chld}, now;
-    int status, before;
-    pid_t pid;
-
-    CHECK(squares_work(p, 100));
-    errno = 0;
-    CHECK(waitpid(-1, &status, WNOHANG) == -1 && errno == ECHILD);
-    sigaction(SIGCHLD, &sa, NULL);
-    before = atomic_load(&chlds);
-    pid = fork();
-    if (pid == 0)
-        _exit(17);
-    CHECK(squares_work(p, 100));
-    while (waitpid(pid, &status, 0) < 0)
-        CHECK(errno == EINTR);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 17);
-    CHECK(atomic_load(&chlds) == before + 1);
-    sigaction(SIGCHLD, NULL, &now);
-    CHECK(now.sa_handler == on_chld);
-    signal(SIGCHLD, SIG_DFL);
-    tri_pool_close(p);
-}
-
-static int maps_in_a_pool_of_its_own(const void *in, void *out)
-{
-    tri_pool_config cfg;
-    tri_pool *p;
-    int err;
-
-    tri_pool_config_init(&cfg);
-    cfg.workers = 1;
-    err = tri_pool_open(&p, &cfg);
-    if (err)
-        return err;
-    err = tri_map(p, square, in, 8, out, 8, 1, NULL);
-    tri_pool_close(p);
-    return err;
-}
-
-static void a_task_may_open_a_pool(void)
-{
-    for (size_t k = 0; k < 2; k++) {
-        tri_pool *p = pool_of(kinds[k], 2);
-        tri_future *f[6];
-        int64_t out;
-
-        for (int64_t i = 0; i < 6; i++)
-            f[i] = submit(p, maps_in_a_pool_of_its_own, &i, 8, 8);
-        for (int64_t i = 0; i < 6; i++)
-            CHECK(ended(f[i], &out) == 0 && out == i * i);
-        tri_pool_close(p);
-    }
-}
-
-static int hostile(const void *in, void *out)
-{
-    sigset_t all;
-
-    (void)in;
-    (void)out;
-    for (int fd = 3; fd < 1024; fd++)
-        close(fd);
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, NULL);
-    return chdir("/");
-}
-
-static void a_hostile_task_does_not_spoil_the_next(void)
-{
-    tri_pool *p = pool_of(TRI_PROCESS, 2);
-    int64_t start = tri_now_ns();
-
-    for (int i = 0; i < 4; i++)
-        CHECK(ended(submit(p, hostile, NULL, 0, 0), NULL) == 0);
-    CHECK(squares_work(p, 1000));
-    tri_pool_close(p);
-    CHECK(tri_now_ns() - start < 4 * SECOND * TRI_SLOW);
-}
-
-static void five_tasks(tri_pool_config *c)
-{
-    c->max_tasks = 5;
-}
-
-static void workers_retire_after_max_tasks(void)
-{
-    tri_pool *p = pool_with(TRI_PROCESS, 1, five_tasks);
-    int32_t pid, last = 0, changes = 0;
-
-    for (int i = 0; i < 50; i++) {
-        CHECK(ended(submit(p, pid_of_worker, NULL, 0, 4), &pid) == 0);
-        changes += pid != last;
-        last = pid;
-    }
-    CHECK(changes == 10);
-    WAIT_UNTIL(stats_of(p).restarts == 10, SECOND);
-    CHECK(stats_of(p).deaths == 0);
-    tri_pool_close(p);
-}
-
-/* ------------------------------------------------------------------ rest */
-
-static void idle_pools_use_no_processor(void)
-{
-    tri_pool *p = pool_of(TRI_PROCESS, 2);
-    struct rusage before, after;
-    int32_t pid;
-    char path[64];
-    unsigned long ticks[2] = {0, 0};
-
-    CHECK(squares_work(p, 1000));
-    CHECK(ended(submit(p, pid_of_worker, NULL, 0, 4), &pid) == 0);
-    usleep(50000);
-    getrusage(RUSAGE_SELF, &before);
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    for (int i = 0; i < 2; i++) {
-        FILE *f = fopen(path, "re");
-        unsigned long u, s;
-
-        CHECK(f && fscanf(f, "%*d %*s %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &u,
-                          &s) == 2);
-        fclose(f);
-        ticks[i] = u + s;
-        if (i == 0)
-            usleep(300000);
-    }
-    getrusage(RUSAGE_SELF, &after);
-    CHECK(ticks[1] - ticks[0] <= 1); /* hundredths of a second */
-    CHECK(after.ru_utime.tv_sec == before.ru_utime.tv_sec);
-    tri_pool_close(p);
-}
+/* ------------------------------------------------------------------ counters */
 
 static void counters_and_the_arena_are_exact(void)
 {
@@ -852,7 +530,6 @@ static void counters_and_the_arena_are_exact(void)
         tri_pool_close(p);
     }
 }
-
 int main(void)
 {
     RUN(every_item_of_a_map_gets_its_value);
@@ -869,18 +546,7 @@ int main(void)
     RUN(threads_may_submit_and_wait_at_once);
     RUN(threads_may_wait_for_one_future_together);
     RUN(waiting_has_a_limit);
-    RUN(closing_finishes_what_was_queued_and_futures_outlive_it);
-    RUN(terminating_does_not_wait_for_stuck_tasks);
-    RUN(terminating_threads_waits_for_started_tasks_only);
     RUN(a_chunk_that_cannot_be_copied_leaves_no_block);
-    RUN(an_opening_that_fails_for_want_of_descriptors_leaves_none);
-    RUN(a_pool_leaves_no_descriptor_and_no_process_behind);
-    RUN(a_fork_of_the_owner_owns_no_pool_and_harms_none);
-    RUN(children_of_the_owner_stay_its_own);
-    RUN(a_task_may_open_a_pool);
-    RUN(a_hostile_task_does_not_spoil_the_next);
-    RUN(workers_retire_after_max_tasks);
-    RUN(idle_pools_use_no_processor);
     RUN(counters_and_the_arena_are_exact);
     return 0;
 }

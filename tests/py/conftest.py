@@ -185,6 +185,12 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.002)
 
 
+def pids_of(pool: Any) -> list[int]:
+    """All workers, once they are up: a pool opens before they are."""
+    until(lambda: len(pool.stats()["pids"]) == pool.workers)
+    return list(pool.stats()["pids"])
+
+
 @pytest.fixture
 def eventually() -> Callable[..., None]:
     return until

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The fault matrix, first part: faults inside a task, its arguments and its result.
+"""The fault matrix, first part: workers that die, stop, are late or fail to start, and full pools.
 
 Each row breaks one thing in the middle of other work and then asks for three things: the guilty
 future has one precise exception, every other future its value, and the pool is whole again with
 not a byte of its arena lost.
+
+What tasks raise, take and give is in test_faults_values.py, what they do to their process is in
+test_faults_process.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -24,10 +28,12 @@ from faultlib import (
     fd_count,
     healthy,
     live_bytes,
+    marks,
     matrix,
-    own_processes,
     pid_in_task,
     pids_of,
+    results,
+    run_row,
     square,
     state_of,
     until,
@@ -120,15 +126,7 @@ def test_iterators_give_one_value_or_exception_per_item(start: str) -> None:
         return x
 
     def drain(iterator: object) -> list[object]:
-        out = []
-        while True:
-            try:
-                out.append(next(iterator))
-            except StopIteration:
-                return out
-            except Exception as exc:
-                out.append(exc)
-            assert len(out) <= 40
+        return list(itertools.islice(results(iterator), 41))
 
     with tri.Pool(2, start=start) as pool:
         for chunk in (1, 4, None):
@@ -146,7 +144,15 @@ def test_iterators_give_one_value_or_exception_per_item(start: str) -> None:
                 assert where == list(range(first, first + chunk)), where
             got = drain(pool.imap_unordered(bad, range(40), chunk=chunk))
             assert len(got) == 40
-            assert len({v for v in got if isinstance(v, int)}) <= 35
+            values = [v for v in got if isinstance(v, int)]
+            lost = [v for v in got if type(v) is tri.WorkerLost]
+            odd = [v.args[0] for v in got if type(v) is ValueError]
+            assert len(values) + len(lost) + len(odd) == 40 and lost
+            assert len(set(values)) == len(values) and len(set(odd)) == len(odd)
+            assert set(values) <= {i for i in range(40) if i % 10 != 5 and i != 21}
+            assert set(odd) <= {5, 15, 25, 35}
+            if chunk:
+                assert len(lost) == chunk
         healthy(pool)
 
 
@@ -170,7 +176,8 @@ def test_idle_worker_killed_then_map(start: str) -> None:
 @matrix()
 def test_all_workers_killed_at_once_mid_map(start: str) -> None:
     with tri.Pool(3, start=start) as pool:
-        live = live_bytes(pool, lambda: time.sleep(0))
+        pool.submit(time.sleep, 0).result(within(5))
+        live = live_bytes(pool)
         futures = [pool.submit(time.sleep, 60) for _ in range(3)]
         until(lambda: all(f.running() for f in futures))
         rest = [pool.submit(square, i) for i in range(50)]
@@ -181,304 +188,18 @@ def test_all_workers_killed_at_once_mid_map(start: str) -> None:
         assert [f.result(within(5)) for f in rest] == [i * i for i in range(50)]
         assert time.monotonic() - begun < within(1)
         del futures, rest
-        healthy(pool, live + 256)  # time.sleep is a function more
+        healthy(pool, live)
 
 
-# ---------------------------------------------------------------------------------------------
-# A task raises what it should not
-# ---------------------------------------------------------------------------------------------
-
-
-@matrix("fork", "forkserver", "spawn")
-def test_exits_and_interrupts_are_results(start: str) -> None:
-    def leave(code: object) -> None:
-        sys.exit(code)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt("in a task")
-
-    class Odd(BaseException):
-        pass
-
-    def odd() -> None:
-        raise Odd("base")
-
-    def generator() -> None:
-        raise GeneratorExit
-
-    with tri.Pool(2, start=start) as pool:
-        pids = pids_of(pool)
-        for call, name in (
-            (lambda: pool.submit(leave, 3).result(5), "SystemExit"),
-            (lambda: pool.map(leave, [0, 1]), "SystemExit"),
-            (lambda: pool.submit(interrupt).result(5), "KeyboardInterrupt"),
-            (lambda: pool.submit(odd).result(5), "Odd"),
-            (lambda: pool.submit(generator).result(5), "GeneratorExit"),
-        ):
-            exc = failure(call)
-            assert type(exc) is tri.RemoteError, (name, exc)
-            assert name in str(exc), exc
-            assert name in str(exc.__cause__), exc.__cause__
-        assert isinstance(exc.original, GeneratorExit)
-        healthy(pool)
-        assert pids_of(pool) == pids, "a worker was lost"
-
-
-@matrix()
-def test_exceptions_that_travel_badly(start: str) -> None:
-    class TwoArguments(Exception):
-        def __init__(self, code: int, text: str) -> None:
-            super().__init__(f"{code}: {text}")
-            self.code = code
-
-    class HoldsLock(Exception):
-        def __init__(self) -> None:
-            super().__init__("holds one")
-            self.lock = threading.Lock()
-
-    class Cyclic(Exception):
-        pass
-
-    class NoText(Exception):
-        def __str__(self) -> str:
-            raise RuntimeError("no text")
-
-    class ExitsAtPickle(Exception):
-        def __reduce__(self) -> object:
-            raise SystemExit(5)
-
-    class ExitsAtUnpickle(Exception):
-        def __reduce__(self) -> object:
-            return sys.exit, (5,)
-
-    class WrongAtUnpickle(Exception):
-        def __reduce__(self) -> object:
-            return int, ("7",)
-
-    def two() -> None:
-        raise TwoArguments(7, "seven")
-
-    def lock() -> None:
-        raise HoldsLock
-
-    def cyclic() -> None:
-        exc = Cyclic("round")
-        exc.me = exc  # type: ignore[attr-defined]
-        raise exc from exc
-
-    def deep() -> None:
-        exc = None
-        for i in range(2000):
-            new = ValueError(i)
-            new.__cause__ = exc
-            exc = new
-        raise exc
-
-    def huge() -> None:
-        raise ValueError("x" * 5_000_000)
-
-    def raise_it(kind: type[BaseException]) -> None:
-        raise kind
-
-    with tri.Pool(2, start=start) as pool:
-        pids = pids_of(pool)
-        exc = failure(lambda: pool.submit(two).result(5))
-        assert type(exc).__name__ == "TwoArguments" and str(exc) == "7: seven", repr(exc)
-        assert exc.code == 7
-        assert "raise TwoArguments" in str(exc.__cause__) or "in two" in str(exc.__cause__)
-        for task, name in ((lock, "HoldsLock"), (cyclic, "Cyclic"), (deep, "ValueError")):
-            exc = failure(lambda t=task: pool.submit(t).result(within(5)))
-            assert isinstance(exc, (tri.RemoteError, Exception)), exc
-            assert name in (type(exc).__name__, getattr(exc, "type_name", "").split(".")[-1]), exc
-        exc = failure(lambda: pool.submit(huge).result(within(5)))
-        assert type(exc) is ValueError
-        for kind in (NoText, ExitsAtPickle, ExitsAtUnpickle, WrongAtUnpickle):
-            exc = failure(lambda k=kind: pool.submit(raise_it, k).result(within(5)))
-            assert isinstance(exc, Exception), exc
-            assert kind.__name__ in repr(exc) + type(exc).__name__, repr(exc)
-        healthy(pool)
-        assert pids_of(pool) == pids, "a worker was lost"
-
-
-# ---------------------------------------------------------------------------------------------
-# Pickling
-# ---------------------------------------------------------------------------------------------
-
-
-@matrix("fork", "forkserver", "spawn")
-def test_what_cannot_be_pickled_fails_alone(start: str) -> None:
-    class RaisesAtPickle:
-        def __reduce__(self) -> object:
-            raise ZeroDivisionError("at pickle")
-
-    class ExitsAtPickle:
-        def __reduce__(self) -> object:
-            raise SystemExit(4)
-
-    def lock_result() -> object:
-        return {"deep": [1, threading.Lock()]}
-
-    def generator_result() -> object:
-        return (i for i in range(3))
-
-    def raises_result() -> object:
-        return RaisesAtPickle()
-
-    def exits_result() -> object:
-        return ExitsAtPickle()
-
-    with tri.Pool(2, start=start) as pool:
-        pids = pids_of(pool)
-        good = [pool.submit(square, i) for i in range(10)]
-        for bad in ({"deep": [1, threading.Lock()]}, (i for i in range(3)), RaisesAtPickle()):
-            exc = failure(lambda b=bad: pool.submit(len, b).result(5))
-            assert isinstance(exc, Exception), exc
-            assert not isinstance(exc, tri.WorkerLost)
-            failure(lambda b=bad: pool.map(len, [1, b, 2]))
-            failure(lambda b=bad: list(pool.imap(len, [[1], b, [2]])))
-        exc = failure(lambda: pool.submit(len, {"deep": [1, threading.Lock()]}).result(5))
-        assert "['deep'][1]" in str(exc), exc
-        for task in (lock_result, generator_result, raises_result, exits_result):
-            exc = failure(lambda t=task: pool.submit(t).result(5))
-            assert isinstance(exc, Exception), (task.__name__, exc)
-            assert not isinstance(exc, tri.WorkerLost), exc
-        assert [f.result(5) for f in good] == [i * i for i in range(10)]
-        healthy(pool)
-        assert pids_of(pool) == pids, "a worker was lost"
-
-
-@matrix("fork", "forkserver", "spawn")
-def test_arguments_that_fail_at_unpickling(start: str) -> None:
-    def boom() -> None:
-        raise ZeroDivisionError("at unpickle")
-
-    class Reduces:
-        def __init__(self, *how: object) -> None:
-            self.how = how
-
-        def __reduce__(self) -> object:
-            return self.how[0], tuple(self.how[1:])
-
-    with tri.Pool(2, start=start) as pool:
-        good = [pool.submit(square, i) for i in range(10)]
-        exc = failure(lambda: pool.submit(repr, Reduces(boom)).result(5))
-        assert type(exc) is ZeroDivisionError and "at unpickle" in str(exc), exc
-        exc = failure(lambda: pool.map(repr, [1, Reduces(boom), 2], chunk=1))
-        assert type(exc) is ZeroDivisionError, exc
-        exc = failure(lambda: pool.submit(repr, Reduces(sys.exit, 4)).result(5))
-        assert type(exc) is tri.RemoteError and "SystemExit" in str(exc), exc
-        assert pool.stats()["deaths"] == 0
-        exc = failure(lambda: pool.submit(repr, Reduces(os._exit, 7)).result(5))
-        assert type(exc) is tri.WorkerLost and exc.exitcode == 7, exc
-        exc = failure(lambda: pool.map(repr, [1, Reduces(os._exit, 8), 2], chunk=1))
-        assert type(exc) is tri.WorkerLost and exc.exitcode == 8, exc
-        assert [f.result(5) for f in good] == [i * i for i in range(10)]
-        healthy(pool)
-
-
-@matrix()
-def test_functions_that_fail_at_unpickling(start: str) -> None:
-    class Task:
-        def __init__(self, how: object, *args: object) -> None:
-            self.how = how
-            self.args = args
-
-        def __call__(self, x: int) -> int:
-            return x
-
-        def __reduce__(self) -> object:
-            return self.how, self.args
-
-    def boom() -> None:
-        raise ZeroDivisionError("function at unpickle")
-
-    with tri.Pool(2, start=start) as pool:
-        for _ in range(2):
-            exc = failure(lambda: pool.submit(Task(boom), 1).result(5))
-            assert type(exc) is ZeroDivisionError, exc
-        exc = failure(lambda: pool.map(Task(os._exit, 6), range(4)))
-        assert type(exc) is tri.WorkerLost and exc.exitcode == 6, exc
-        healthy(pool)
-
-
-@matrix("fork", "forkserver", "spawn")
-def test_results_that_fail_at_unpickling_in_the_owner(start: str) -> None:
-    owner = os.getpid()
-
-    def only_here(how: str) -> object:
-        if os.getpid() != owner:
-            return "made in a worker"
-        if how == "exit":
-            raise SystemExit(5)
-        raise ZeroDivisionError("in the owner")
-
-    class Bad:
-        def __init__(self, how: str) -> None:
-            self.how = how
-
-        def __reduce__(self) -> object:
-            return only_here, (self.how,)
-
-    def make(how: str) -> object:
-        return Bad(how) if how else 11
-
-    with tri.Pool(2, start=start) as pool:
-        good = [pool.submit(square, i) for i in range(10)]
-        for how in ("raise", "exit"):
-            bad = pool.submit(make, how)
-            later = pool.submit(make, "")
-            assert later.result(5) == 11, "somebody else's bad result is not mine"
-            exc = failure(lambda f=bad: f.result(5))
-            assert isinstance(exc, Exception), f"{exc!r} would end the program"
-            assert ("ZeroDivisionError" if how == "raise" else "SystemExit") in repr(exc), repr(exc)
-            exc = failure(lambda h=how: pool.map(make, ["", h, ""]))
-            assert isinstance(exc, Exception), exc
-            exc = failure(lambda h=how: list(pool.imap(make, ["", h, ""])))
-            assert isinstance(exc, Exception), exc
-            exc = failure(lambda h=how: pool.map_async(make, ["", h, ""]).get(5))
-            assert isinstance(exc, Exception), exc
-        assert [f.result(5) for f in good] == [i * i for i in range(10)]
-        healthy(pool)
-        assert pool.stats()["deaths"] == 0
-
-
-@matrix()
-def test_bad_items_of_an_iterator_do_not_take_their_neighbours(start: str) -> None:
-    def boom() -> None:
-        raise ZeroDivisionError("at unpickle")
-
-    class Bad:
-        def __reduce__(self) -> object:
-            return boom, ()
-
-    def task(x: object) -> object:
-        return threading.Lock() if x == 5 else (x,)
-
-    def drain(iterator: object) -> list[object]:
-        out = []
-        while True:
-            try:
-                out.append(next(iterator))
-            except StopIteration:
-                return out
-            except Exception as exc:
-                out.append(exc)
-            assert len(out) <= 12
-
-    with tri.Pool(2, start=start) as pool:
-        for chunk in (1, 4, None):
-            got = drain(pool.imap(task, range(12), chunk=chunk))
-            assert len(got) == 12
-            assert isinstance(got[5], TypeError), got[5]
-            assert [g for i, g in enumerate(got) if i != 5] == [(i,) for i in range(12) if i != 5]
-        items = [0, 1, Bad(), 3, 4, 6, 7, 8]
-        got = drain(pool.imap(task, items, chunk=1))
-        assert type(got[2]) is ZeroDivisionError
-        others = [g for i, g in enumerate(got) if i != 2]
-        assert others == [(0,), (1,), (3,), (4,), (6,), (7,), (8,)]
-        got = drain(pool.imap(task, items, chunk=4))
-        assert len(got) == 8 and all(type(g) is ZeroDivisionError for g in got[:4]), got
-        assert got[4:] == [(4,), (6,), (7,), (8,)]
+@pytest.mark.parametrize("how", DEATHS)
+def test_message_names_how(how: str) -> None:
+    run_row(
+        f"""
+        with tri.Pool(1, start="fork") as pool:
+            exc = pool.submit(die, {how!r}).exception(10)
+            assert {DEATHS[how]!r} in str(exc) and f"worker pid {{exc.pid}}" in str(exc), exc
+        """
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -488,32 +209,34 @@ def test_bad_items_of_an_iterator_do_not_take_their_neighbours(start: str) -> No
 
 @matrix()
 def test_stopped_worker_that_goes_on_loses_nothing(start: str) -> None:
-    with tri.Pool(2, start=start) as pool:
-        futures = [pool.submit(time.sleep, 0.2) for _ in range(2)]
+    with marks() as gate, tri.Pool(2, start=start) as pool:
+        futures = [pool.submit(until, gate.lines, 20) for _ in range(2)]
         until(lambda: all(f.running() for f in futures))
         pids = pool.stats()["pids"]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         until(lambda: all(state_of(pid) == "T" for pid in pids))
         rest = [pool.submit(square, i) for i in range(20)]
-        assert failure(lambda: rest[0].result(0.3)) is not None
+        gate.add("open")
+        assert type(failure(lambda: rest[0].result(0.3))) is TimeoutError
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         assert [f.result(within(5)) for f in rest] == [i * i for i in range(20)]
-        assert [f.result(within(5)) for f in futures] == [None, None]
+        assert [f.result(within(5)) for f in futures] == [["open"]] * 2
         assert sorted(pool.stats()["pids"]) == sorted(pids)
         assert pool.stats()["deaths"] == 0
 
 
 @matrix()
 def test_time_limit_kills_a_stopped_worker(start: str) -> None:
-    def stop() -> None:
-        os.kill(os.getpid(), signal.SIGSTOP)
+    def stop(now: bool = False) -> None:
+        if now:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     with tri.Pool(2, start=start) as pool:
-        live = live_bytes(pool, stop_not := lambda: None)
+        live = live_bytes(pool, stop)
         begun = time.monotonic()
-        guilty = pool.submit(stop, timeout=0.3)
+        guilty = pool.submit(stop, True, timeout=0.3)
         rest = [pool.submit(square, i) for i in range(20)]
         assert [f.result(within(5)) for f in rest] == [i * i for i in range(20)]
         exc = failure(lambda: guilty.result(within(5)))
@@ -521,10 +244,8 @@ def test_time_limit_kills_a_stopped_worker(start: str) -> None:
         assert type(exc) is tri.TaskTimeout and isinstance(exc, TimeoutError), exc
         assert "stop" in str(exc) and "pid" in str(exc) and "0.3" in str(exc), exc
         assert 0.3 <= took < within(1.3), took
-        del stop_not
-        healthy(pool)
+        healthy(pool, live)
         assert pool.stats()["timed_out"] == 1 and pool.stats()["lost"] == 0
-        assert live > 0
 
 
 @matrix()
@@ -545,7 +266,8 @@ def test_time_limit_is_for_each_item_of_a_chunk(start: str) -> None:
         return x
 
     with tri.Pool(2, start=start) as pool:
-        assert pool.map(nap, [0.2] * 8, chunk=4, timeout=within(0.5)) == [0.2] * 8
+        x = within(0.2)  # a chunk of four takes longer than the limit, on any machine
+        assert pool.map(nap, [x] * 8, chunk=4, timeout=2.5 * x) == [x] * 8
         exc = failure(lambda: pool.map(nap, [0.01, 0.01, 60, 0.01], chunk=4, timeout=0.4))
         assert type(exc) is tri.TaskTimeout, exc
         healthy(pool)
@@ -568,171 +290,6 @@ def test_time_limit_ends_what_ignores_signals(start: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Tasks that change their process
-# ---------------------------------------------------------------------------------------------
-
-
-@matrix("fork", "forkserver", "spawn")
-def test_next_task_after_all_descriptors_were_closed(start: str) -> None:
-    def close_all() -> int:
-        os.closerange(3, 1024)
-        return os.getpid()
-
-    def open_in_their_place() -> int:
-        fds = [os.open("/dev/null", os.O_RDWR) for _ in range(200)]
-        return len(fds)
-
-    def speak() -> bytes:
-        print("still heard")
-        return bytes(200_000)
-
-    with tri.Pool(1, start=start) as pool:
-        live = live_bytes(pool, close_all, open_in_their_place, speak)
-        for _ in range(3):
-            pool.submit(close_all).result(within(5))
-            assert pool.submit(open_in_their_place).result(within(5)) == 200
-            assert len(pool.submit(speak).result(within(5))) == 200_000
-            assert pool.submit(os.read, os.open("/dev/zero", os.O_RDONLY), 0) is not None
-        exc = failure(lambda: pool.submit(die, "kill").result(within(5)))
-        assert type(exc) is tri.WorkerLost
-        pool.submit(speak).result(within(5))
-        healthy(pool)
-        assert live > 0
-
-
-@matrix("fork", "forkserver", "spawn")
-def test_output_never_goes_into_a_descriptor_of_the_tasks(start: str) -> None:
-    def take_their_place() -> tuple[int, int]:
-        import socket
-
-        os.closerange(3, 1024)
-        pairs = [socket.socketpair() for _ in range(100)]
-        print("for the owner", flush=True)
-        got = 0
-        for pair in pairs:
-            for end in pair:
-                end.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    got += len(end.recv(1000))
-        return os.getpid(), got
-
-    with tri.Pool(1, start=start) as pool:
-        pid, got = pool.submit(take_their_place).result(within(5))
-        assert got == 0, "output went into a socket of the task's own"
-        healthy(pool)
-        assert pid not in pids_of(pool), "a worker that lost its way to the owner is replaced"
-        assert pool.stats()["deaths"] == 0
-
-
-@matrix("fork", "forkserver", "spawn")
-def test_signal_mask_does_not_leak_into_the_next_task(start: str) -> None:
-    def block() -> int:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM})
-        return os.getpid()
-
-    def blocked() -> tuple[int, list[int]]:
-        return os.getpid(), sorted(int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, []))
-
-    with tri.Pool(1, start=start) as pool:
-        pid, at_first = pool.submit(blocked).result(within(5))
-        assert at_first == []
-        for _ in range(3):
-            assert pool.submit(block).result(within(5)) == pid
-            assert pool.submit(blocked).result(within(5)) == (pid, []), "the mask leaked"
-
-
-@matrix()
-def test_tasks_that_change_their_process(start: str) -> None:
-    def directory() -> None:
-        os.chdir("/")
-        os.umask(0o777)
-
-    def limits() -> None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-    def language() -> None:
-        import locale
-
-        for name in ("de_DE.UTF-8", "tr_TR.UTF-8", "C"):
-            with contextlib.suppress(locale.Error):
-                locale.setlocale(locale.LC_ALL, name)
-
-    def streams() -> None:
-        os.closerange(0, 3)
-        sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
-
-    def handlers() -> None:
-        for number in range(1, 65):
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_IGN)
-
-    def modules() -> None:
-        sys.path.clear()
-        for name in ("pickle", "signal", "linecache", "traceback"):
-            sys.modules.pop(name, None)
-        sys.setrecursionlimit(200)
-
-    def threads() -> None:
-        for _ in range(20):
-            threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-
-    def big(n: int) -> bytes:
-        return bytes(n)
-
-    with tri.Pool(2, start=start) as pool:
-        for change in (directory, limits, language, streams, handlers, modules, threads):
-            for future in [pool.submit(change) for _ in range(4)]:
-                assert future.result(within(5)) is None, change
-            assert len(pool.submit(big, 300_000).result(within(5))) == 300_000, change
-            exc = failure(lambda: pool.submit(divmod, 1, 0).result(within(5)))
-            assert type(exc) is ZeroDivisionError, (change, exc)
-            healthy(pool)
-        exc = failure(lambda: pool.submit(os._exit, 4).result(within(5)))
-        assert type(exc) is tri.WorkerLost, exc
-        healthy(pool)
-
-
-@matrix()
-def test_task_that_uses_up_its_cpu_limit_is_lost_alone(start: str) -> None:
-    def burn() -> None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
-        while True:
-            pass
-
-    with tri.Pool(1, start=start) as pool:
-        exc = failure(lambda: pool.submit(burn).result(within(10)))
-        assert type(exc) is tri.WorkerLost and exc.signal in (signal.SIGXCPU, signal.SIGKILL), exc
-        healthy(pool)
-
-
-@matrix()
-def test_task_that_forks_and_both_return(start: str) -> None:
-    def fork_and_return() -> int:
-        pid = os.fork()
-        return 0 if pid == 0 else os.waitpid(pid, 0)[1]
-
-    def fork_and_leave() -> int:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(5)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    with tri.Pool(2, start=start) as pool:
-        assert pool.submit(fork_and_leave).result(within(5)) == 5
-        # A copy of the worker that comes back from the task must end, not answer a second time.
-        status = pool.submit(fork_and_return).result(within(5))
-        assert isinstance(status, int)
-        healthy(pool)
-        assert pool.stats()["completed"] <= pool.stats()["submitted"]
-
-
-# ---------------------------------------------------------------------------------------------
 # Initializers
 # ---------------------------------------------------------------------------------------------
 
@@ -743,7 +300,6 @@ def test_initializer_that_raises_is_one_error(start: str) -> None:
         raise LookupError(text)
 
     pool = tri.Pool(2, start=start, initializer=init, initargs=("no such table",))
-    seen = set()
     for call in (
         lambda: pool.submit(square, 1).result(within(5)),
         lambda: pool.map(square, range(10)),
@@ -751,7 +307,6 @@ def test_initializer_that_raises_is_one_error(start: str) -> None:
     ):
         exc = failure(call)
         assert type(exc) is LookupError and "no such table" in str(exc), repr(exc)
-        seen.update(own_processes())
     begun = time.monotonic()
     pool.terminate()
     assert time.monotonic() - begun < within(2)
@@ -790,32 +345,8 @@ def test_initializer_that_is_slow_or_exits(start: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Sizes and back-pressure
+# Back-pressure
 # ---------------------------------------------------------------------------------------------
-
-
-@matrix()
-def test_results_and_arguments_of_any_size(start: str) -> None:
-    def give(n: int) -> bytes:
-        return b"x" * n
-
-    arena = 8 << 20
-    with tri.Pool(2, start=start, arena_bytes=arena) as pool:
-        live = live_bytes(pool, lambda: give(1))
-        sizes = (0, 1, 255, 256, 65535, 65536, arena // 2, arena - 4096, arena, arena + 1)
-        for n in (*sizes, 3 * arena):
-            got = pool.submit(give, n).result(within(10))
-            assert len(got) == n and bytes(got[-1:]) == b"x" * min(n, 1), n
-            if n <= arena // 2:
-                assert pool.submit(len, b"y" * n).result(within(10)) == n
-            elif n >= arena:  # the owner's own part of the arena is the limit of what it sends
-                exc = failure(lambda k=n: pool.submit(len, b"y" * k).result(within(10)))
-                assert type(exc) is MemoryError and str(n)[:3] in str(exc), exc
-            assert [len(x) for x in pool.map(give, [n, 1, n])] == [n, 1, n]
-            del got
-        assert live > 0
-        healthy(pool)
-        assert pool.stats()["deaths"] == 0
 
 
 @matrix()
@@ -826,8 +357,17 @@ def test_submit_blocks_when_full_and_goes_on(start: str) -> None:
         blockers = [pool.submit(time.sleep, 60) for _ in range(2)]
         until(lambda: all(f.running() for f in blockers))
         fill = [pool.submit(square, i) for i in range(62)]
-        threading.Timer(0.3, lambda: [os.kill(p, 9) for p in pool.stats()["pids"]]).start()
-        more = [pool.submit(square, i) for i in range(62)]  # blocks until workers die
+        killed = threading.Event()
+
+        def kill() -> None:
+            killed.set()
+            for pid in pool.stats()["pids"]:
+                os.kill(pid, signal.SIGKILL)
+
+        threading.Timer(0.3, kill).start()
+        more = [pool.submit(square, 0)]  # blocks until workers die
+        assert killed.is_set(), "there was a slot more than it has"
+        more += [pool.submit(square, i) for i in range(1, 62)]
         assert all(type(f.exception(within(5))) is tri.WorkerLost for f in blockers)
         assert [f.result(within(5)) for f in fill + more] == 2 * [i * i for i in range(62)]
         healthy(pool)
@@ -875,16 +415,3 @@ def test_much_output_while_the_owner_looks_away(start: str) -> None:
         assert time.monotonic() - begun < within(2)
         del futures
     assert fd_count() < 64
-
-
-@pytest.mark.parametrize("how", DEATHS)
-def test_message_names_how(how: str) -> None:
-    from faultlib import run_row
-
-    run_row(
-        f"""
-        with tri.Pool(1, start="fork") as pool:
-            exc = pool.submit(die, {how!r}).exception(10)
-            assert {DEATHS[how]!r} in str(exc) and f"worker pid {{exc.pid}}" in str(exc), exc
-        """
-    )
