@@ -71,7 +71,7 @@ def expects_code() -> bool:
 
 # Owner: module -> name -> (value last sent, its version).  Only values whose identity says all are
 # kept here; anything that can change in place gets a new version each time it is sent.
-_sent: dict[str, dict[str, tuple[Any, int]]] = {}
+_sent: dict[str, dict[str, tuple[Any, int, _Watch]]] = {}
 _last_version = 0
 
 # Worker: module -> name -> version received.
@@ -121,17 +121,20 @@ def _version(module: str, name: str, value: Any) -> int:
     global _last_version
     names = _sent.setdefault(module, {})
     last = names.get(name)
-    if last is not None and last[0] is value:
+    if last is not None and last[0] is value and last[2].is_unchanged():
         return last[1]
     _last_version += 1
     version = os.getpid() << 32 | _last_version
-    if isinstance(value, types.FunctionType):
-        lasting = value.__closure__ is None or _found_by_name(value)
+    watch = _Watch()
+    if not isinstance(value, types.FunctionType):
+        lasting = watch.is_constant(value)
+    elif _found_by_name(value):
+        lasting = True
     else:
-        watch = _Watch()
-        lasting = watch.is_constant(value) and not watch.volatile
-    if lasting:
-        names[name] = (value, version)
+        lasting = value.__closure__ is None
+        watch.add_parts(value)  # its globals have versions of their own
+    if lasting and not watch.volatile:
+        names[name] = (value, version, watch)
     else:
         names.pop(name, None)
     return version

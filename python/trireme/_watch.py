@@ -78,6 +78,9 @@ class _Watch:
     def __init__(self) -> None:
         self.names: list[tuple[dict[str, Any], str, Any]] = []
         self.cells: list[tuple[Any, Any]] = []
+        self.functions: list[tuple[types.FunctionType, Any, Any, Any]] = []
+        self.sizes: list[tuple[dict[str, Any], int]] = []
+        self.classes = False
         self.volatile = False
         self._seen: dict[int, Any] = {}
         self._budget = _WATCH_LIMIT
@@ -125,8 +128,10 @@ class _Watch:
         if functools is not None:
             if kind is functools.partial:
                 parts = (value.func, value.args, *value.keywords.values())
+                self.sizes.append((value.__dict__, 0))
                 return not value.__dict__ and all([self.is_constant(part) for part in parts])
             if kind.__name__ == "_lru_cache_wrapper" and hasattr(value, "__wrapped__"):
+                self.add_attributes(value)
                 return self.is_constant(value.__wrapped__)
         enum = sys.modules.get("enum")
         if enum is not None and isinstance(value, enum.Enum):
@@ -156,7 +161,11 @@ class _Watch:
             except ValueError:
                 if value is not MISSING:
                     return False
-        return True
+        for fn, *parts in self.functions:
+            now = fn.__code__, fn.__defaults__, fn.__kwdefaults__
+            if not all([a is b for a, b in zip(now, parts, strict=True)]):
+                return False
+        return all(len(namespace) == size for namespace, size in self.sizes)
 
     def add_globals(self, fn: types.FunctionType) -> None:
         """Watch the globals that a by-value function takes along."""
@@ -178,12 +187,26 @@ class _Watch:
                 value = MISSING
             self.cells.append((cell, value))
             self.add(value)
+        self.add_parts(fn)
+
+    def add_parts(self, fn: types.FunctionType) -> None:
+        """Watch what a function is made of: its code, defaults and attributes."""
         for value in fn.__defaults__ or ():
             self.add(value)
-        for value in (fn.__kwdefaults__ or {}).values():
-            self.add(value)
-        for name, value in fn.__dict__.items():
-            self.names.append((fn.__dict__, name, value))
+        self.functions.append((fn, fn.__code__, fn.__defaults__, fn.__kwdefaults__))
+        if fn.__kwdefaults__:
+            self.add_namespace(fn.__kwdefaults__)
+        self.add_attributes(fn)
+
+    def add_attributes(self, value: Any) -> None:
+        """Watch the attributes of a function or of what wraps one."""
+        self.add_namespace(value.__dict__)
+
+    def add_namespace(self, namespace: dict[str, Any]) -> None:
+        """Watch all that is bound in *namespace*, and that nothing is added."""
+        self.sizes.append((namespace, len(namespace)))
+        for name, value in namespace.items():
+            self.names.append((namespace, name, value))
             self.add(value)
 
     def add_class(self, cls: type) -> None:
@@ -192,6 +215,7 @@ class _Watch:
         The cells of methods are left out: they hold ``__class__`` and the book-keeping of
         decorators (every dataclass has a set in one), which would make each such class volatile.
         """
+        self.classes = True
         for base in cls.__mro__:
             if base is not cls and _found_by_name(base):
                 continue
@@ -239,11 +263,11 @@ def _global_names(code: types.CodeType) -> list[str]:
 
 def function_watch(
     fn: Any,
-) -> tuple[list[tuple[dict[str, Any], str, Any]], list[tuple[Any, Any]], bool] | None:
+) -> tuple[list[Any], list[Any], bool, list[Any], list[Any], bool] | None:
     """What dumps_function(fn) depends on, so that C can tell cheaply if it is still right.
 
     None: *fn* travels by name, its pickle is right for ever.  Otherwise ``(names, cells,
-    volatile)``:
+    volatile, functions, sizes, classes)``:
 
     names     list of (dict, name, value): right while ``dict[name] is value`` for each entry;
               *value* is MISSING where the name was not bound.
@@ -251,10 +275,13 @@ def function_watch(
               the cell was empty.
     volatile  the function captured something that can change in place (a list, an array, an
               instance), so identity proves nothing: pickle it again for every call.
+    functions list of (function, code, defaults, kwdefaults): right while it has these objects.
+    sizes     list of (dict, size): right while nothing was added to the dict.
+    classes   a class travels along, and attributes bound on one later are not watched: a map,
+              which is for many items, should pickle it again.
 
     The values are kept alive by the lists, hence a new object can never take an old one's
-    address.  Not watched: a new ``__code__`` or new attributes on the function itself, and
-    attributes bound on a class later.
+    address.
     """
     kind = type(fn)
     if kind is types.FunctionType or isinstance(fn, type):
@@ -267,4 +294,11 @@ def function_watch(
         return None
     watch = _Watch()
     watch.add(fn)
-    return watch.names, watch.cells, watch.volatile
+    return (
+        watch.names,
+        watch.cells,
+        watch.volatile,
+        watch.functions,
+        watch.sizes,
+        watch.classes,
+    )

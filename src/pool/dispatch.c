@@ -185,6 +185,7 @@ int tri_task_push_locked(struct tri_pool *p, uint32_t slot, int priority, int re
         *ticket = pr->ticket;
         pr->used = 2;
         p->stats.submitted++;
+        tri_owner_here(p);
         if (!tri_worker_free(p) && tri_wake_worker(&p->view)) {
             tri_store_rlx(&p->woke, 1);
             p->stats.wakes++;

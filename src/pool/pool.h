@@ -32,9 +32,10 @@ struct tri_worker;
  */
 struct tri_hooks {
     void *ctx;
-    /* round every fork, in the forking process */
+    /* in the owner round the fork of a warden, in a shared warden round that of each worker */
     void (*before_fork)(void *ctx);
     void (*after_fork_parent)(void *ctx);
+    /* in each worker, which is the first to run it after the owner's or warden's before_fork */
     void (*after_fork_child)(void *ctx);
     /* in a worker, before its first task; -1: failed, it has left a note (tri_worker_note) */
     int (*begin)(struct tri_worker *w);
@@ -97,6 +98,9 @@ void tri_worker_block_free(struct tri_worker *w, uint64_t off);
 bool tri_worker_output_ok(struct tri_worker *w);
 /* The next item of a chunk begins: its time limit starts anew. */
 void tri_worker_item(struct tri_worker *w);
+/* The process dies (SIGKILL by the kernel's timer) unless the limit is cleared in time. */
+void tri_deadline_set(struct tri_worker *w, int64_t ns);
+void tri_deadline_clear(struct tri_worker *w);
 /* Leave a note of at most TRI_WORKER_NOTE bytes for the owner: why begin() failed. */
 void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes);
 /* Send (stream, bytes) to the owner, in pieces; blocks while the owner is slow.  False: this
@@ -151,11 +155,29 @@ struct tri_warden_start {
     int owner_pidfd;        /* -1: none; the sockets' end tells */
     struct tri_segment seg; /* forked warden: already mapped */
     int output_fd;
+    const struct tri_msg *open; /* forked warden: what TRI_M_OPEN would say; NULL: that will come */
     const struct tri_hooks *hooks;
+    int64_t handlers_ns; /* longest time that after_fork_child may take; 0: any */
 };
 
 /* The warden's whole life; does not return. */
 _Noreturn void tri_warden_run(const struct tri_warden_start *start);
+
+/* warden_signals.c: a descriptor that is readable after deaths.  The two in a worker: before it runs
+ * code of others, and when that is over or it is about to exec. */
+int tri_warden_signals(void);
+void tri_worker_signals_begin(void);
+void tri_worker_signals_end(bool execs);
+
+/* orphans.c: kill this process's children but for its workers and other wardens.  True: there were
+ * some, and what these leave behind will come to us in turn. */
+bool tri_orphans_kill(bool (*is_worker)(const void *ctx, pid_t pid), const void *ctx);
+
+/* pass_on.c: this process ends, and a child goes on in its place, with its memory and on its stack.
+ * It has one thread, blocks all signals, and the child never returns to what called the caller.
+ * 0: we are the child.  Negative: nothing has happened. */
+int tri_pass_on(void);
+void tri_pass_on_prepare(void); /* before the fork of the process that is to do so */
 
 /* ------------------------------------------------------------------ owner side */
 
@@ -370,6 +392,8 @@ bool tri_wake_worker(const struct tri_view *v);
 void tri_helper_begin(struct tri_pool *p);
 void tri_helper_end(struct tri_pool *p);
 bool tri_worker_free(const struct tri_pool *p);
+/* For workers: the owner runs on this CPU. */
+void tri_owner_here(struct tri_pool *p);
 /* After a death: wake those whose waker it may have been.  To who is awake it is a spare bell. */
 void tri_wake_stranded(const struct tri_view *v);
 void tri_wake_owner(const struct tri_view *v);

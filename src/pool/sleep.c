@@ -45,6 +45,9 @@
  * task would cost more than the tasks.  The owner then waits for a task further down the queue
  * (an eighth of what is out, at most 512), but never more than LAZY_NS at a time.
  *
+ * A worker on the owner's CPU does not spin at all: it would spin in the place of the owner whom it
+ * expects work from, and the kernel leaves the two together for seconds (36 us a round trip,
+ * 3 otherwise).  Asleep, it is put on another CPU by the next wake-up.
  * Who has just woken a worker does not spin at once: the kernel may have put it on this very CPU,
  * where a quarter of the wake-ups of an idle pool on two CPUs then cost the whole spin.  It yields
  * first, which costs less than the worker takes to come.
@@ -174,7 +177,7 @@ static bool worker_spins(struct tri_worker *w, int64_t *took)
     bool found = false;
 
     *took = 0;
-    if (mask_count(c->spinners, words) >= most)
+    if (mask_count(c->spinners, words) >= most || tri_load_rlx(&c->owner_cpu) == sched_getcpu())
         return false;
     tri_or_sc(&c->spinners[w->id / 64], bit);
     CP(spin_declared);
@@ -298,6 +301,14 @@ void tri_wake_owner(const struct tri_view *v)
     tri_futex_wake(&v->ctl->bell, INT_MAX);
 }
 
+void tri_owner_here(struct tri_pool *p)
+{
+    int32_t cpu = sched_getcpu();
+
+    if (tri_load_rlx(&p->view.ctl->owner_cpu) != cpu)
+        tri_store_rlx(&p->view.ctl->owner_cpu, cpu);
+}
+
 uint32_t tri_wait_key(struct tri_pool *p)
 {
     return tri_load_acq(&p->view.ctl->bell);
@@ -407,6 +418,7 @@ int tri_wait(struct tri_pool *p, uint32_t key, uint32_t slot, uint64_t ticket, i
     if (spin > 0 && tri_load_rlx(&p->wait_avg_ns) < SPIN_PAYS_FACTOR * spin && cpu_free(p)) {
         if (timeout_ns > 0 && timeout_ns < spin)
             spin = timeout_ns;
+        tri_owner_here(p);
         if (tri_load_rlx(&p->woke)) {
             tri_store_rlx(&p->woke, 0);
             sched_yield();

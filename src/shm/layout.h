@@ -156,9 +156,10 @@ struct tri_lane {
 
 enum tri_worker_status {
     TRI_W_ABSENT = 0,
-    TRI_W_STARTING = 1,
+    TRI_W_STARTING = 1, /* attached; its initializer runs */
     TRI_W_READY = 2,
     TRI_W_RETIRED = 3, /* max_tasks reached; it exits by itself */
+    TRI_W_FORKED = 4,  /* the program's own handlers of a fork run, or another interpreter starts */
 };
 
 #define TRI_WORKER_NOTE 1536
@@ -216,7 +217,8 @@ struct tri_ctl {
 
     alignas(TRI_LINE) _Atomic uint32_t closing; /* owner: 1 = leave when the queue is empty */
     _Atomic uint32_t lanes_used;                /* owner: bit per lane ever used */
-    _Atomic uint32_t parked; /* owner: the last this many workers take no tasks just now */
+    _Atomic uint32_t parked;   /* owner: the last this many workers take no tasks just now */
+    _Atomic int32_t owner_cpu; /* owner: where it last submitted or waited */
     alignas(TRI_LINE) _Atomic uint32_t bell;   /* event count; anybody adds 1 to wake the owner */
     alignas(TRI_LINE) _Atomic uint32_t want;   /* owner sets; the waker takes it by CAS to NONE */
     alignas(TRI_LINE) _Atomic uint32_t deaths; /* warden adds 1 per message it sent */

@@ -4,8 +4,9 @@
  *
  * A pool remembers the Function of every callable it was given.  A callable that travels by value
  * takes the values of globals and closure cells along, so the memory is only right while those are
- * the same objects: submit() compares them by identity, one dictionary look-up each; a map, or a
- * callable that captured something which can change in place, pickles anew and compares bytes.
+ * the same objects.  They are compared by identity, one dictionary look-up each.  A callable that
+ * captured something which can change in place is pickled anew, and the bytes are compared; so is
+ * one that captured a class, by a map.
  * Workers cache by id, so the same bytes get the same id.
  */
 #include "ext.h"
@@ -59,18 +60,27 @@ PyType_Spec fn_spec = {
     .slots = fn_slots,
 };
 
-/* Is every name and cell that the pickle captured still bound to the same object?  1, 0, -1 */
-static int captures_same(struct state *st, PyObject *watch)
+static bool same_or_none(PyObject *now, PyObject *then)
 {
-    PyObject *names, *cells, *volatile_;
+    return (now ? now : Py_None) == then;
+}
+
+/* Is all that the pickle captured still bound to the same object?  1, 0, -1.  The tuple is
+ * function_watch()'s; fresh: also of what it cannot tell, say no. */
+static int captures_same(struct state *st, PyObject *watch, bool fresh)
+{
+    PyObject *names, *cells, *functions, *sizes;
 
     if (watch == Py_None)
         return 1;
+    if (PyTuple_GET_ITEM(watch, 2) != Py_False)
+        return 0;
+    if (fresh && PyTuple_GET_ITEM(watch, 5) != Py_False)
+        return 0;
     names = PyTuple_GET_ITEM(watch, 0);
     cells = PyTuple_GET_ITEM(watch, 1);
-    volatile_ = PyTuple_GET_ITEM(watch, 2);
-    if (volatile_ != Py_False)
-        return 0;
+    functions = PyTuple_GET_ITEM(watch, 3);
+    sizes = PyTuple_GET_ITEM(watch, 4);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); i++) {
         PyObject *t = PyList_GET_ITEM(names, i);
         PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(t, 0), PyTuple_GET_ITEM(t, 1));
@@ -86,14 +96,29 @@ static int captures_same(struct state *st, PyObject *watch)
         if ((now ? now : st->missing) != PyTuple_GET_ITEM(t, 1))
             return 0;
     }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(functions); i++) {
+        PyObject *t = PyList_GET_ITEM(functions, i), *fn = PyTuple_GET_ITEM(t, 0);
+
+        if (PyFunction_GetCode(fn) != PyTuple_GET_ITEM(t, 1) ||
+            !same_or_none(PyFunction_GetDefaults(fn), PyTuple_GET_ITEM(t, 2)) ||
+            !same_or_none(PyFunction_GetKwDefaults(fn), PyTuple_GET_ITEM(t, 3)))
+            return 0;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(sizes); i++) {
+        PyObject *t = PyList_GET_ITEM(sizes, i);
+
+        if (PyDict_Size(PyTuple_GET_ITEM(t, 0)) != PyLong_AsSsize_t(PyTuple_GET_ITEM(t, 1)))
+            return 0;
+    }
     return 1;
 }
 
 static int watch_ok(PyObject *w)
 {
     return w == Py_None ||
-           (PyTuple_Check(w) && PyTuple_GET_SIZE(w) == 3 && PyList_Check(PyTuple_GET_ITEM(w, 0)) &&
-            PyList_Check(PyTuple_GET_ITEM(w, 1)));
+           (PyTuple_Check(w) && PyTuple_GET_SIZE(w) == 6 && PyList_Check(PyTuple_GET_ITEM(w, 0)) &&
+            PyList_Check(PyTuple_GET_ITEM(w, 1)) && PyList_Check(PyTuple_GET_ITEM(w, 3)) &&
+            PyList_Check(PyTuple_GET_ITEM(w, 4)));
 }
 
 /* Pickle fn and put it into the arena, or find that `old` already holds these bytes. */
@@ -164,7 +189,7 @@ FnObject *pool_function(PoolObject *pool, PyObject *fn, bool fresh)
             return NULL;
     }
     if (f) {
-        same = fresh && f->watch != Py_None ? 0 : captures_same(pool->st, f->watch);
+        same = captures_same(pool->st, f->watch, fresh);
         if (same < 0)
             return NULL;
         if (same) {

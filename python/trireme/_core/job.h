@@ -41,6 +41,7 @@ typedef struct JobObject {
     struct options opt;
     enum mode mode;
     bool star, caller, helping, exhausted, watched, stopped;
+    bool wide; /* is no map of next to nothing: all workers are to have a part of it */
     Py_ssize_t n, next, chunk, in_flight, done_items, last_size;
     double item_ns, most_ns;           /* most_ns: of a whole chunk */
     uint64_t most_bytes;               /* of a chunk's arguments or results */
@@ -69,6 +70,8 @@ void chunk_free(struct chunk *c);
 /* Read an ended chunk: its values into out[0..n) or, when out is NULL, into c->values.
  * 0; 1: it failed as a whole, the exception is set. */
 int chunk_read(JobObject *j, struct chunk *c, PyObject **out);
+/* Is this a map that may be done before a second worker is awake?  One chunk at a time then. */
+bool is_tiny(const JobObject *j);
 /* Take a chunk out of those sent. */
 void unlink_chunk(JobObject *j, struct chunk *c);
 /* The chunk that ended first of those not yet given out, taken; NULL: none. */

@@ -10,7 +10,8 @@
 #include "base/clock.h"
 #include "job.h"
 
-#define BEHIND 4 /* chunks found ended at one look: the owner does not keep up */
+#define PROBE_NS 20000 /* how long a tiny map waits for a chunk's way there and back */
+#define BEHIND 4       /* chunks found ended at one look: the owner does not keep up */
 
 int collect(JobObject *j)
 {
@@ -105,6 +106,7 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
     int64_t until = timeout_ns > 0 ? tri_now_ns() + timeout_ns : 0, left = timeout_ns;
 
     while (!j->error && j->done_items < j->n) {
+        int64_t probe = 0;
         uint32_t key;
         int moved;
 
@@ -125,7 +127,9 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
             goto failed;
         if (moved)
             continue;
-        if (j->caller && j->next < j->n) {
+        if (is_tiny(j) && j->in_flight > 0)
+            probe = PROBE_NS + 2 * (int64_t)(j->item_ns * (double)j->last_size);
+        if (j->caller && j->next < j->n && !probe) {
             if (work_here(j) < 0)
                 goto failed;
             continue;
@@ -133,12 +137,17 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         stop_helping(j);
         if (timeout_ns > 0 && (left = until - tri_now_ns()) <= 0)
             left = 0;
+        if (j->next == j->n || (left >= 0 && left <= probe))
+            probe = 0;
         moved = pool_wait(j->pool, key, j->head && !j->head->ended ? j->head->slot : TRI_ANY_SLOT,
-                          j->head ? j->head->ticket : 0, left);
+                          j->head ? j->head->ticket : 0, probe ? probe : left);
         if (moved < 0)
             goto failed;
-        if (moved == 1 && !j->ready)
-            return 1;
+        if (moved == 1 && !j->ready) {
+            if (!probe)
+                return 1;
+            j->wide = true;
+        }
     }
     return j->error ? -1 : 0;
 failed:
