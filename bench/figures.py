@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +103,22 @@ def futures(system: System, quick: bool) -> Numbers:
             "submit_us": statistics.median(submits), "scaled_from": n}
 
 
+def small_maps(system: System, quick: bool) -> Numbers:
+    """map of 16 items that cost next to nothing, one such map after the other."""
+    opened(system)
+    items, times = list(range(16)), []
+    expected = [plus_one(i) for i in items]
+    for _ in range(cut(1000, 16 * system.per_task, quick)):
+        start = now()
+        got = system.map(plus_one, items)
+        times.append(now() - start)
+        check(got == expected, "a small map")
+    system.close()
+    times.sort()
+    n = len(times)
+    return {"p50_us": 1e6 * times[n // 2], "p90_us": 1e6 * times[n * 9 // 10], "maps": n}
+
+
 def map_squares(system: System, quick: bool) -> Numbers:
     """map of x*x over a list of ints with default chunks, against [f(x) for x in items]."""
     opened(system)
@@ -179,8 +196,17 @@ def startup(system: System, quick: bool) -> Numbers:
         check(value == i + 1, "first result")
         t, _ = timed(system.close)
         stops.append(1e3 * t)
-    return {"first_ms": times[0], "again_ms": statistics.median(times[1:]),
-            "stop_ms": statistics.median(stops)}
+    out = {"first_ms": times[0], "again_ms": statistics.median(times[1:]),
+           "stop_ms": statistics.median(stops)}
+    if type(system).__name__ == "Trireme":
+        out["import_ms"] = statistics.median(import_ms() for _ in range(5))
+    return out
+
+
+def import_ms() -> float:
+    code = ("import time; start = time.perf_counter(); import trireme; trireme.Pool;"
+            "print(1e3 * (time.perf_counter() - start))")
+    return float(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
 def memory(system: System, quick: bool) -> Numbers:
@@ -299,6 +325,9 @@ FIGURES = (
             "x", "<= 0.9", at_most("ratio", 0.9)),
         Bar("the same with caller=True", "caller_ratio", "x", "<= 0.7",
             at_most("caller_ratio", 0.7)))),
+    Figure("small_maps", small_maps, ("trireme", *PROCESSES, "threads"), (
+        Bar("map of 16 ints, again and again, p50", "p50_us", "us", "<= 1/10 of Pool",
+            at_most("p50_us", of("Pool fork", "p50_us", 1 / 10))),)),
     Figure("arrays", arrays, ("trireme", *PROCESSES, "threads"), (
         Bar("40 arrays of 8 MB to sums", "sums_gb_per_s", "GB/s", ">= 0.4 of threads",
             at_least("sums_gb_per_s", of("threads", "sums_gb_per_s", 0.4))),
@@ -317,7 +346,8 @@ FIGURES = (
             "<= Pool fork",
             at_most("first_ms", of("Pool fork", "first_ms"), "trireme fork"), ("trireme fork",)),
         Bar("open pool, first result, first forkserver ever", "first_ms", "ms",
-            "<= Pool forkserver", at_most("first_ms", of("Pool forkserver", "first_ms"))))),
+            "<= Pool forkserver", at_most("first_ms", of("Pool forkserver", "first_ms"))),
+        Bar("import trireme", "import_ms", "ms", "<= 30 ms", at_most("import_ms", 30)))),
     Figure("memory", memory, ("trireme", "trireme fork", *STARTS), (
         Bar("unique memory per idle worker", "uss_mb", "MB", "<= 1.5 MB",
             at_most("uss_mb", 1.5)),)),

@@ -289,6 +289,7 @@ _door_class: Any = None
 
 def _class_of_doors() -> Any:
     """The class of an original module of which names are replaced."""
+    from importlib import import_module
     from types import ModuleType
 
     class _Door(ModuleType):
@@ -305,9 +306,16 @@ def _class_of_doors() -> Any:
             if where not in _done:
                 _settle(self)
             found = _saved.get((where, name))
-            if found is None or (where, name) in _programs or _is_intimate(sys._getframe(1)):
+            if found is not None and (where, name) not in _programs:
+                if not _is_intimate(sys._getframe(1)):
+                    return found[1]
+            try:
                 return ModuleType.__getattribute__(self, name)
-            return found[1]
+            except AttributeError:
+                if not _is_submodule(where, name):
+                    raise
+            # The original's own functions import it; ours do not always need to.
+            return import_module(f"{where}.{name}")
 
         def __setattr__(self, name: str, value: Any) -> None:
             if not isinstance(value, ModuleType):
@@ -319,6 +327,13 @@ def _class_of_doors() -> Any:
             ModuleType.__delattr__(self, name)
 
     return _Door
+
+
+def _is_submodule(package: str, name: str) -> bool:
+    from importlib.util import find_spec
+
+    module = sys.modules.get(package)
+    return hasattr(module, "__path__") and find_spec(f"{package}.{name}") is not None
 
 
 def _is_intimate(frame: Any) -> bool:

@@ -67,7 +67,7 @@ def thread_env(threads: int, environ: Mapping[str, str] | None = None) -> dict[s
 
 
 def _loaded_libraries(maps: bytes) -> list[tuple[str, str, tuple[str, ...]]]:
-    """From the text of /proc/self/maps: path, variable and functions of each known library."""
+    """From paths, or /proc/self/maps, a line each: path, variable, functions of those we know."""
     found = []
     for word, variable, functions in _LIBRARIES:
         if word not in maps:
@@ -81,39 +81,46 @@ def _loaded_libraries(maps: bytes) -> list[tuple[str, str, tuple[str, ...]]]:
     return found
 
 
+# The names of all libraries that were loaded when we looked; how to limit those we know, and the
+# variable that governs each.
+_found: tuple[bytes, list[tuple[Any, str]]] = (b"", [])
+
+
+def _look() -> list[tuple[Any, str]]:
+    """The libraries that limit_loaded() is for; remembered until another one is loaded."""
+    global _found
+    from . import _core
+
+    # In C because ctypes alone would cost each worker a megabyte.
+    paths = _core._loaded()
+    if paths != _found[0]:
+        setters = []
+        for path, variable, functions in _loaded_libraries(paths):
+            setter = _core._setter(path, functions)
+            if setter is not None:
+                setters.append((setter, variable))
+        _found = paths, setters
+    return _found[1]
+
+
+def _setters(environ: Mapping[str, str]) -> list[Any]:
+    """Those of _look() whose limit the user has not set."""
+    fallback_of: dict[str, Any] = dict(_VARIABLES)
+    return [s for s, name in _look() if not _set_by_user(name, fallback_of[name], environ)]
+
+
 def limit_loaded(threads: int, environ: Mapping[str, str] | None = None) -> int:
     """Limit the BLAS and OpenMP libraries that are already loaded to *threads* threads each.
 
-    Best effort: a library that cannot be found or called is left alone.  Costs one read of
-    /proc/self/maps when none is loaded.  Returns how many libraries were told.
-    """
-    if environ is None:
-        environ = os.environ
-    threads = max(1, threads)
-    try:
-        with open("/proc/self/maps", "rb", buffering=0) as file:
-            maps = file.readall()
-    except OSError:
-        return 0
-    libraries = _loaded_libraries(maps)
-    if not libraries:
-        return 0
-    fallback_of: dict[str, Any] = dict(_VARIABLES)
-    told = 0
-    for path, variable, functions in libraries:
-        if not _set_by_user(variable, fallback_of[variable], environ):
-            told += _call_first(path, functions, threads)
-    return told
-
-
-def _call_first(path: str, functions: tuple[str, ...], threads: int) -> int:
-    """Call the first of *functions* that the loaded library *path* has; 1 if there was one.
-
-    In C because ctypes alone would cost each worker a megabyte.
+    Best effort: a library that cannot be found or called is left alone.  Returns how many were
+    told.
     """
     from . import _core
 
-    return _core._call_loaded(path, functions, threads)
+    setters = _setters(os.environ if environ is None else environ)
+    for setter in setters:
+        _core._set(setter, max(1, threads))
+    return len(setters)
 
 
 def warden_env() -> dict[str, str]:
@@ -125,11 +132,30 @@ def warden_env() -> dict[str, str]:
     return {**added, "TRIREME_SET": ",".join(added)}
 
 
+# What apply() has to do in a fork of this process: for so many threads, these setters, these
+# variables.
+_plan: tuple[int, list[Any], dict[str, str]] | None = None
+
+
+def prepare(threads: int) -> None:
+    """Before a fork: find out what apply() will do, once instead of in each worker."""
+    global _plan
+    _plan = threads, _setters(os.environ), thread_env(threads)
+
+
 def apply(threads: int) -> None:
     """Limit this process: libraries loaded now, then those loaded later.
 
     Free when the variables say so already: libraries then read them, or will.
     """
+    if _plan is not None and _plan[0] == threads:
+        from . import _core
+
+        for setter in _plan[1]:
+            _core._set(setter, max(1, threads))
+        for name, value in _plan[2].items():
+            os.environ[name] = value
+        return
     ours = os.environ.pop("TRIREME_SET", "").split(",")
     user = {name: value for name, value in os.environ.items() if name not in ours}
     added = thread_env(threads, user)

@@ -144,7 +144,7 @@ class Pool(_core.PoolBase):
             for attempt in (0, 1):
                 known = _warden.running()
                 try:
-                    self._open(shared_warden=_warden.shared(), **options)
+                    self._open(shared_warden=_warden.shared(options["spawn"]), **options)
                     _warden.started()
                     return
                 except BaseException as exc:
@@ -169,14 +169,19 @@ class Pool(_core.PoolBase):
             # The fork server's libraries have their limit already; this is what none would be.
             threads = len(os.sched_getaffinity(0))
         info: dict[str, Any] = {
-            "environ": dict(os.environ),
-            "cwd": _warden.folder(),
-            "path": _warden.search_path(),
-            "argv": list(sys.argv),
             "logging": _output.logging_config(),
             "threads": threads or None,
             "forward": _output.want_forwarding(),
         }
+        if start != "fork":  # a fork has all that, also the one that replaces another later
+            info["environ"] = dict(os.environ)
+            info["cwd"] = _warden.folder()
+            info["path"] = _warden.search_path()
+            info["argv"] = list(sys.argv)
+        elif threads:
+            from . import _limits
+
+            _limits.prepare(threads)
         if initializer is not None:
             info["initializer"] = self._pack((initializer, initargs))
         return _pickling.dumps_inband(info)
@@ -205,14 +210,13 @@ class Pool(_core.PoolBase):
     @staticmethod
     def _prepare_fork() -> None:
         # What every worker needs is imported before the fork, once, not in each of them.
-        from . import _errors, _losses, _worker  # noqa: F401  (_limits is here already)
+        from . import _errors, _losses, _worker  # noqa: F401
 
         if _pickling.expects_code():
             try:
                 import cloudpickle  # noqa: F401
             except ImportError:
                 pass  # said when a function needs it
-
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()

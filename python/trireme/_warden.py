@@ -83,15 +83,21 @@ def _libraries() -> list[str]:
 
 
 def _at_once() -> list[str]:
-    """Which of them every worker of such an owner needs for its first task.
+    """What every worker of such an owner needs before its first task.
 
-    They come before the first fork: each worker would spend as long on them, and keep 4 MB for the
-    one and 10 MB for the other that all of them can share.
+    It is there before the first fork: each worker would spend as long on it, and keep memory of its
+    own for it, of cloudpickle 4 MB and of numpy 10, that all of them can share.
     """
     from . import _pickling
 
     names = ["cloudpickle"] if _pickling.expects_code() else []
-    return names + (["numpy"] if "numpy" in sys.modules else [])
+    if "numpy" in sys.modules:
+        names.append("numpy")
+    if "trireme.multiprocessing.pool" in sys.modules:
+        names += ["trireme.multiprocessing._worker", "multiprocessing.resource_tracker"]
+    if "trireme.futures.process" in sys.modules:
+        names += ["trireme.futures._start", "multiprocessing.process"]
+    return names
 
 
 def _preloader(names: list[str]) -> Callable[[], bool]:
@@ -126,7 +132,7 @@ def _above_two(fd: int) -> int:
         os.close(fd)
 
 
-def _start() -> None:
+def _start(spawn: bool) -> None:
     global _main, _main_pid, _between, _served, _theirs
     if _main_pid != os.getpid():
         _spared.clear()
@@ -153,7 +159,8 @@ def _start() -> None:
     )
     code = (
         f"import sys; sys.path[:] = {path!r}; from trireme import _core, _warden; "
-        f"_warden._serve({theirs}, {pidfd}, {_at_once()!r}, {_libraries()!r}, {[*base, worker]!r})"
+        f"_warden._serve({theirs}, {pidfd}, {spawn}, {_at_once()!r}, {_libraries()!r}, "
+        f"{[*base, worker]!r})"
     )
     actions = [(os.POSIX_SPAWN_DUP2, theirs, theirs)]
     if pidfd >= 0:
@@ -184,25 +191,39 @@ def _start() -> None:
 
 
 def _serve(
-    main_fd: int, owner_pidfd: int, at_once: list[str], libraries: list[str], worker: list[str]
+    main_fd: int,
+    owner_pidfd: int,
+    spawn: bool,
+    at_once: list[str],
+    libraries: list[str],
+    worker: list[str],
 ) -> None:
     """The warden's life, in the process started above."""
-    import gc
+    from . import _core
 
-    from . import _core, _errors, _limits, _losses, _output, _worker  # noqa: F401
+    def first() -> None:
+        import gc
 
-    for name in at_once:
-        with contextlib.suppress(BaseException):
-            __import__(name)
-    gc.collect()
-    gc.freeze()
-    _core._warden_main(main_fd, owner_pidfd, _preloader(libraries), tuple(worker))
+        from . import _errors, _limits, _losses, _output, _worker  # noqa: F401
+
+        for name in at_once:
+            with contextlib.suppress(BaseException):
+                __import__(name)
+        gc.collect()
+        gc.freeze()
+
+    # Workers that are exec'ed have no use for that.  A later pool's may be forked.
+    if not spawn:
+        first()
+    _core._warden_main(
+        main_fd, owner_pidfd, first if spawn else None, _preloader(libraries), tuple(worker)
+    )
 
 
-def shared() -> int:
+def shared(spawn: bool) -> int:
     """The descriptor on which this process's warden takes pools; starts it when there is none."""
     if _main < 0 or _main_pid != os.getpid():
-        _start()
+        _start(spawn)
     return _main
 
 

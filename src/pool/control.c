@@ -6,9 +6,12 @@
  * leaves at once and is reaped by its pid here.  (A program with a SIGCHLD handler of its own may
  * see that one signal; if its handler reaps everything, our waitpid finds nothing and goes on.)
  *
- * Both run what a library has registered with pthread_atfork and what a language does after a fork,
- * and may be stopped, so either may never come to answer.  The one in between is our child; before
- * it leaves it says who the warden is.  So whoever is stuck when the time is up can be killed.
+ * Both run what a library has registered with pthread_atfork, and may be stopped, so either may
+ * never come to answer.  The one in between is our child; it or the warden says who the warden is
+ * before the first worker is forked.  So whoever is stuck when the time is up can be killed.
+ *
+ * Nobody waits for a word from the owner on the way to the first worker: the warden is born with
+ * its order, and what it and the one in between have to say is read when it comes, in either order.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -49,55 +52,83 @@ struct born {
     int pidfd; /* -1: the system has none, or no room for one */
 };
 
-/* In the process in between: name the warden to the owner, who waits at the socket's other end. */
-static _Noreturn void announce(int pool_fd, pid_t pid, int err)
+/* Name the warden to the owner, who waits at the socket's other end. */
+static void announce(int pool_fd, pid_t pid, int err)
 {
     struct tri_msg m = {.type = TRI_M_BORN, .pid = pid, .err = err};
     int fd = err ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
 
     if (fd < 0 || tri_msg_send(pool_fd, &m, &fd, 1) < 0)
         tri_msg_send(pool_fd, &m, NULL, 0);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* In the process in between.  Returns in the warden, whom the owner has been told of. */
+static void fork_again(int pool_fd)
+{
+    pid_t pid;
+
+    if (tri_pass_on() == 0) {
+        announce(pool_fd, getpid(), 0);
+        return;
+    }
+    pid = fork();
+    if (pid == 0)
+        return;
+    announce(pool_fd, pid, pid < 0 ? -errno : 0);
     _exit(0);
 }
 
-/* Is this child of ours still running, or at least not reaped by a handler of the program's? */
-static bool in_between(pid_t pid, bool *ended)
+/* Where the process in between is.  LEFT: it has done its part, or a handler of the program's has
+ * reaped it.  Then there is a warden, who may still be about to say so. */
+enum between { RUNS, LEFT, FAILED };
+
+static enum between in_between(pid_t pid)
 {
     siginfo_t si = {0};
 
     if (waitid(P_PID, (id_t)pid, &si, WEXITED | WNOHANG | WNOWAIT) < 0)
-        return false;
-    *ended = si.si_pid == pid;
-    return true;
+        return LEFT;
+    if (si.si_pid != pid)
+        return RUNS;
+    return si.si_code == CLD_EXITED && si.si_status == 0 ? LEFT : FAILED;
 }
 
-static int await_born(struct tri_pool *p, pid_t between, int64_t until, struct born *b)
+/* Wait until the warden has forked its workers.  between: who is to name it; 0: nobody. */
+static int await_opened(struct tri_pool *p, pid_t between, int64_t until, struct born *b)
 {
     for (;;) {
         struct pollfd pf = {p->ctl_fd, POLLIN, 0};
         int64_t left = until - tri_now_ns();
-        bool ended = false, ours = in_between(between, &ended);
+        bool unborn = between > 0 && !b->pid;
+        bool silent = unborn && in_between(between) == FAILED;
         struct tri_msg m;
         int fds[2], got;
 
         /* In slices: another fork of ours may hold a copy of its end, and hide that it died. */
-        if (!ours || ended || left < 0)
+        if (silent || left < 0)
             left = 0;
-        poll(&pf, 1, left > 50000000 ? 50 : (int)(left / 1000000));
+        else if (unborn && left > 50000000)
+            left = 50000000;
+        if (poll(&pf, 1, (int)((left + 999999) / 1000000)) < 0 && errno != EINTR)
+            return -errno;
         got = tri_msg_recv(p->ctl_fd, &m, fds, MSG_DONTWAIT);
-        if (got == 1 && fds[1] >= 0)
-            close(fds[1]);
-        if (got == 1 && m.type == TRI_M_BORN) {
+        for (int i = 0; got == 1 && i < 2; i++)
+            if (fds[i] >= 0 && (i || m.type != TRI_M_BORN || b->pid))
+                close(fds[i]);
+        if (got == 1 && m.type == TRI_M_BORN && !b->pid) {
+            if (m.err)
+                return m.err;
             b->pid = m.pid;
             b->pidfd = fds[0];
+        } else if (got == 1 && m.type == TRI_M_OPENED) {
             return m.err;
-        }
-        if (got == 1 && fds[0] >= 0)
-            close(fds[0]);
-        if (got < 0 || !ours || ended)
+        } else if (got < 0 || (got == 0 && silent)) {
             return TRI_EBROKEN;
-        if (until - tri_now_ns() <= 0)
+        } else if (got == 0 && until - tri_now_ns() <= 0) {
             return TRI_ETIMEDOUT;
+        }
     }
 }
 
@@ -132,11 +163,16 @@ static void kill_warden(const struct born *b)
 }
 
 /* Returns the pid of the process in between. */
-static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd)
+static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd, const struct tri_msg *open)
 {
     struct tri_hooks *h = &p->hooks;
-    struct tri_warden_start start = {
-        .main_fd = -1, .pool_fd = pool_fd, .seg = p->seg, .output_fd = output_fd, .hooks = h};
+    struct tri_warden_start start = {.main_fd = -1,
+                                     .pool_fd = pool_fd,
+                                     .seg = p->seg,
+                                     .output_fd = output_fd,
+                                     .open = open,
+                                     .handlers_ns = p->cfg.start_timeout_ns,
+                                     .hooks = h};
     char name[16] = "";
     sigset_t all, old;
     int err = 0;
@@ -144,6 +180,7 @@ static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd)
 
     start.owner_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
     sigfillset(&all);
+    tri_pass_on_prepare();
     if (h->before_fork)
         h->before_fork(h->ctx);
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -153,14 +190,10 @@ static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd)
     prctl(PR_SET_NAME, "trireme-warden");
     pid = fork();
     if (pid == 0) {
-        pid = fork();
-        if (pid != 0)
-            announce(pool_fd, pid, pid < 0 ? -errno : 0);
+        fork_again(pool_fd);
         close(p->ctl_fd);
         if (p->output_fd >= 0)
             close(p->output_fd);
-        if (h->after_fork_child)
-            h->after_fork_child(h->ctx);
         tri_warden_run(&start);
     }
     if (pid < 0)
@@ -174,37 +207,13 @@ static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd)
     return err ? err : pid;
 }
 
-/* The process in between has done its part, or never will. */
-static int end_between(struct tri_pool *p, pid_t between, int64_t until, struct born *b)
+/* The process in between has done its part, or is not needed for it any more. */
+static void end_between(pid_t between, bool done)
 {
-    int err = await_born(p, between, until, b);
-    bool ended = false;
-
-    if (err && in_between(between, &ended) && !ended)
+    if (!done && in_between(between) == RUNS)
         kill(between, SIGKILL);
     while (waitpid(between, NULL, 0) < 0 && errno == EINTR)
         ;
-    return err;
-}
-
-static int await_opened(struct tri_pool *p, int64_t until)
-{
-    for (;;) {
-        struct pollfd pf = {p->ctl_fd, POLLIN, 0};
-        int64_t left = until - tri_now_ns();
-        struct tri_msg m;
-        int got;
-
-        if (left <= 0)
-            return TRI_ETIMEDOUT;
-        if (poll(&pf, 1, (int)(left / 1000000) + 1) < 0 && errno != EINTR)
-            return -errno;
-        got = tri_msg_recv(p->ctl_fd, &m, NULL, MSG_DONTWAIT);
-        if (got < 0)
-            return TRI_EBROKEN;
-        if (got == 1 && m.type == TRI_M_OPENED)
-            return m.err;
-    }
 }
 
 /* Held from the making of the sockets until the warden's ends are closed here: a warden forked
@@ -256,19 +265,17 @@ int tri_control_open(struct tri_pool *p, const struct tri_pool_inside *in)
         if (!err)
             err = tri_msg_send(in->shared_warden, &adopt, &ctl[1], 1);
     } else {
-        between = fork_twice(p, ctl[1], out[1]);
+        between = fork_twice(p, ctl[1], out[1], &m);
         err = between < 0 ? between : 0;
     }
     close(ctl[1]);
     if (out[1] >= 0)
         close(out[1]);
     pthread_mutex_unlock(&opening);
-    if (between > 0)
-        err = end_between(p, between, until, &born);
-    if (!err && !shared)
-        err = tri_msg_send(p->ctl_fd, &m, NULL, 0);
     if (!err)
-        err = await_opened(p, until);
+        err = await_opened(p, between, until, &born);
+    if (between > 0)
+        end_between(between, !err && born.pid);
     if (err == TRI_ETIMEDOUT && shared)
         shutdown(in->shared_warden, SHUT_RDWR);
     /* One that did answer, or is about to, takes all with it when it sees the socket's end. */
@@ -306,6 +313,8 @@ const char *tri_broken_why(const struct tri_pool *p)
         return "its warden died";
     if (p->broken_err == -ECHILD)
         return "its workers died again and again while they started";
+    if (p->broken_err == TRI_ETIMEDOUT)
+        return "a worker hung in a handler that the program or a library runs after a fork";
     if (p->broken_err < 0)
         return "the system refused to start another worker";
     return "a worker could not start";

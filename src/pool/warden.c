@@ -18,6 +18,10 @@
  *
  * A forked warden serves the one pool it was forked for.  A shared one (started by exec, so that
  * it is small and clean) is sent pools over its main socket.
+ *
+ * A forked warden runs nothing of the owner's language: the owner's before_fork holds from the
+ * owner's fork to the workers', each of which runs after_fork_child.  So an interpreter is put in
+ * order once on the way to the first task, and a handler of the program's is called once.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -43,6 +47,7 @@
 struct child {
     pid_t pid; /* 0: none */
     uint32_t gen;
+    int64_t born_ns;
     bool asked;   /* we were told to kill it */
     bool missing; /* the system refused a successor: tried again every so often */
 };
@@ -65,16 +70,11 @@ struct warden {
     const struct tri_warden_start *start;
     struct ward *wards;
     int sigfd, main_fd, owner_pidfd;
-    sigset_t worker_mask;
     bool idle_done;
-    bool missing;      /* a worker is, somewhere */
-    bool pipe_ignored; /* by the owner's program, and so by its workers */
-    bool orphans;      /* some were killed: their children become ours when they are reaped */
+    bool missing; /* a worker is, somewhere */
+    bool orphans; /* some were killed: their children become ours when they are reaped */
     uint64_t oom_kills;
 };
-
-/* Where signalfd is refused, a pipe that the handler of SIGCHLD writes to takes its place. */
-static int child_pipe = -1;
 
 /* ------------------------------------------------------------------ news */
 
@@ -82,6 +82,16 @@ static bool try_send(struct ward *wd, const struct tri_msg *m)
 {
     return send(wd->fd, m, sizeof *m, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0 ||
            (errno != EAGAIN && errno != EINTR && errno != ENOBUFS);
+}
+
+/* Tell the owner that something waits at the socket.  A pool that could not be opened, perhaps
+ * because its owner gave up meanwhile and took the memory away, has no bell. */
+static void ring(struct ward *wd)
+{
+    if (!wd->view.ctl)
+        return;
+    tri_add_sc(&wd->view.ctl->deaths, 1);
+    tri_wake_owner(&wd->view);
 }
 
 static void send_unsent(struct ward *wd)
@@ -94,10 +104,7 @@ static void send_unsent(struct ward *wd)
         return;
     wd->nunsent -= sent;
     memmove(wd->unsent, wd->unsent + sent, wd->nunsent * sizeof *wd->unsent);
-    if (wd->seg.base) {
-        tri_add_sc(&wd->view.ctl->deaths, 1);
-        tri_wake_owner(&wd->view);
-    }
+    ring(wd);
 }
 
 static void tell(struct ward *wd, struct tri_msg *m)
@@ -117,10 +124,7 @@ static void tell(struct ward *wd, struct tri_msg *m)
         wd->unsent[wd->nunsent++] = *m;
         return;
     }
-    if (wd->seg.base) {
-        tri_add_sc(&wd->view.ctl->deaths, 1);
-        tri_wake_owner(&wd->view);
-    }
+    ring(wd);
 }
 
 static void tell_ended(struct ward *wd)
@@ -134,17 +138,9 @@ static void tell_ended(struct ward *wd)
 
 /* ------------------------------------------------------------------ start */
 
-/* A signal that does nothing, rather than SIG_IGN, which programs started by tasks would inherit:
- * Ctrl-C is the owner's business. */
-static void nothing(int sig)
-{
-    (void)sig;
-}
-
 static _Noreturn void worker_process(struct warden *wa, struct ward *wd, uint32_t id, pid_t warden)
 {
     const struct tri_hooks *hooks = wa->start->hooks;
-    struct sigaction sa = {.sa_handler = nothing, .sa_flags = SA_RESTART};
     static struct tri_worker w; /* a page of its own; one worker per process */
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -153,10 +149,7 @@ static _Noreturn void worker_process(struct warden *wa, struct ward *wd, uint32_
     prctl(PR_SET_CHILD_SUBREAPER, 0);
     prctl(PR_SET_NAME, "trireme-worker");
     close(wa->sigfd);
-    if (child_pipe >= 0) {
-        signal(SIGCHLD, SIG_DFL);
-        close(child_pipe);
-    }
+    tri_worker_signals_begin();
     if (wa->main_fd >= 0)
         close(wa->main_fd);
     if (wa->owner_pidfd >= 0)
@@ -170,20 +163,20 @@ static _Noreturn void worker_process(struct warden *wa, struct ward *wd, uint32_
                 close(o->output_fd);
         }
     }
-    /* What the warden ignores for itself is not its workers' to inherit, nor their children's. */
-    sigaction(SIGQUIT, &sa, NULL);
-    if (!wa->pipe_ignored)
-        signal(SIGPIPE, SIG_DFL);
     if (wd->spawn && hooks->exec_worker) {
-        sigaddset(&wa->worker_mask, SIGINT);
-        sigprocmask(SIG_SETMASK, &wa->worker_mask, NULL);
+        tri_worker_signals_end(true);
         hooks->exec_worker(hooks->ctx, wd->seg.fd, wd->output_fd, id, wd->child[id].gen);
         _exit(127);
     }
-    if (hooks->after_fork_child)
+    if (hooks->after_fork_child) {
+        /* It runs handlers of the program's, and nobody waits for us yet who could lose patience. */
+        memset(&w, 0, sizeof w);
+        if (wa->start->handlers_ns)
+            tri_deadline_set(&w, wa->start->handlers_ns);
         hooks->after_fork_child(hooks->ctx);
-    sigaction(SIGINT, &sa, NULL);
-    sigprocmask(SIG_SETMASK, &wa->worker_mask, NULL);
+        tri_deadline_clear(&w);
+    }
+    tri_worker_signals_end(false);
     if (tri_worker_attach(&w, &wd->seg, hooks, id, wd->child[id].gen, wd->output_fd, true) == 0)
         tri_worker_loop(&w);
     _exit(0);
@@ -192,17 +185,19 @@ static _Noreturn void worker_process(struct warden *wa, struct ward *wd, uint32_
 static int start_worker(struct warden *wa, struct ward *wd, uint32_t id)
 {
     const struct tri_hooks *hooks = wa->start->hooks;
+    bool speaks = wa->start->pool_fd < 0 && !(wd->spawn && hooks->exec_worker);
     pid_t warden = getpid(), pid;
 
     if (!wd->child)
         return -ENOMEM;
-    tri_store_rel(&wd->view.worker[id].status, TRI_W_STARTING);
-    if (hooks->before_fork)
+    tri_store_rel(&wd->view.worker[id].status, TRI_W_FORKED);
+    wd->child[id].born_ns = tri_now_ns();
+    if (speaks && hooks->before_fork)
         hooks->before_fork(hooks->ctx);
     pid = fork();
     if (pid == 0)
         worker_process(wa, wd, id, warden);
-    if (hooks->after_fork_parent) {
+    if (speaks && hooks->after_fork_parent) {
         int err = errno;
 
         hooks->after_fork_parent(hooks->ctx);
@@ -268,6 +263,8 @@ static void open_ward(struct warden *wa, struct ward *wd, const struct tri_msg *
 
 /* ------------------------------------------------------------------ deaths */
 
+static void hear(struct warden *wa, struct ward *wd);
+
 static bool too_many(struct ward *wd)
 {
     int64_t now = tri_now_ns(), *slot = &wd->restarts[wd->nrestarts % wd->max_restarts];
@@ -283,7 +280,7 @@ static bool too_many(struct ward *wd)
  * so there are no more of them than tasks, and a thousand bad tasks are no reason to give up on
  * the good ones.  A start that fails would be tried for ever.
  */
-static void replace(struct warden *wa, struct ward *wd, uint32_t id, bool counts,
+static void replace(struct warden *wa, struct ward *wd, uint32_t id, bool counts, bool stuck,
                     const struct tri_msg *died)
 {
     struct tri_msg m = {.worker = id};
@@ -292,7 +289,10 @@ static void replace(struct warden *wa, struct ward *wd, uint32_t id, bool counts
     if (wd->ending || wd->broken)
         return;
     wd->child[id].gen++;
-    if (counts && too_many(wd)) {
+    if (stuck) { /* the next one would hang in that handler, too */
+        m.type = TRI_M_BROKEN;
+        m.err = TRI_ETIMEDOUT;
+    } else if (counts && too_many(wd)) {
         m.type = TRI_M_BROKEN;
         m.err = -ECHILD;
     } else if ((err = start_worker(wa, wd, id)) != 0 && wd->alive == 0) {
@@ -328,7 +328,7 @@ static void start_missing(struct warden *wa)
         for (uint32_t i = 0; i < wd->n; i++)
             if (wd->child[i].missing) {
                 wd->child[i].missing = false;
-                replace(wa, wd, i, false, NULL);
+                replace(wa, wd, i, false, false, NULL);
             }
 }
 
@@ -364,7 +364,8 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
         for (uint32_t i = 0; i < wd->n; i++) {
             struct child *c = &wd->child[i];
             struct tri_msg m = {.type = TRI_M_DIED, .worker = i, .gen = c->gen, .pid = pid};
-            bool retired, clean, starting;
+            bool retired, clean, starting, stuck;
+            uint32_t at;
 
             if (c->pid != pid)
                 continue;
@@ -376,6 +377,9 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
                 tell(wd, &m);
                 return false;
             }
+            /* It left because the pool closes?  The word of that came before, and may wait. */
+            if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && wd->fd >= 0)
+                hear(wa, wd);
             c->pid = 0;
             wd->alive--;
             forget_sleep(wd, i);
@@ -383,7 +387,11 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
             m.exitcode = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
             m.oom = m.signal == SIGKILL && !c->asked && oom_acted(wa);
             retired = !m.signal && m.exitcode == TRI_EXIT_RETIRED;
-            starting = tri_load_acq(&wd->view.worker[i].status) == TRI_W_STARTING;
+            at = tri_load_acq(&wd->view.worker[i].status);
+            starting = at == TRI_W_FORKED || at == TRI_W_STARTING;
+            stuck = at == TRI_W_FORKED && wa->start->handlers_ns &&
+                    (m.signal == SIGKILL || m.signal == SIGALRM) &&
+                    tri_now_ns() - c->born_ns >= wa->start->handlers_ns;
             clean = !m.signal && m.exitcode == 0 && wd->closing;
             tell(wd, &m);
             if (!m.signal && m.exitcode == TRI_EXIT_BEGIN) {
@@ -395,7 +403,7 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
                     tell(wd, &b);
                 }
             } else if (!clean) {
-                replace(wa, wd, i, starting && !retired && !c->asked, &m);
+                replace(wa, wd, i, starting && !retired && !c->asked, stuck && !c->asked, &m);
             }
             if (!wd->alive)
                 tell_ended(wd);
@@ -404,43 +412,15 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
     return false; /* somebody's grandchild */
 }
 
-/* Kill what dead workers left behind.  True: there was something, and what these leave behind will
- * come to us in turn.  Wardens of nested pools end by themselves with their owner
- * and must outlive other workers' deaths. */
-static bool kill_orphans(struct warden *wa)
+static bool is_worker(const void *ctx, pid_t pid)
 {
-    char path[64], comm[32], word[16];
-    bool found = false;
-    FILE *f;
+    const struct warden *wa = ctx;
 
-    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
-    f = fopen(path, "re");
-    if (!f)
-        return false;
-    while (fscanf(f, "%15s", word) == 1) {
-        pid_t pid = (pid_t)strtol(word, NULL, 10);
-        bool known = pid <= 0; /* 0 and below would mean groups of processes */
-        FILE *c;
-
-        for (struct ward *wd = wa->wards; wd && !known; wd = wd->next)
-            for (uint32_t i = 0; i < wd->n && !known; i++)
-                known = wd->child[i].pid == pid;
-        if (known)
-            continue;
-        snprintf(path, sizeof path, "/proc/%d/comm", pid);
-        c = fopen(path, "re");
-        if (c) {
-            if (fgets(comm, sizeof comm, c) && strncmp(comm, "trireme-warden", 14) == 0)
-                known = true;
-            fclose(c);
-        }
-        if (!known) {
-            kill(pid, SIGKILL);
-            found = true;
-        }
-    }
-    fclose(f);
-    return found;
+    for (const struct ward *wd = wa->wards; wd; wd = wd->next)
+        for (uint32_t i = 0; i < wd->n; i++)
+            if (wd->child[i].pid == pid)
+                return true;
+    return false;
 }
 
 static void reap(struct warden *wa)
@@ -452,7 +432,7 @@ static void reap(struct warden *wa)
     while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED | WCONTINUED)) > 0)
         look |= reap_one(wa, pid, status) || wa->orphans;
     if (look)
-        wa->orphans = kill_orphans(wa);
+        wa->orphans = tri_orphans_kill(is_worker, wa);
 }
 
 /* ------------------------------------------------------------------ the loop */
@@ -535,6 +515,15 @@ static void hear_main(struct warden *wa)
     }
 }
 
+/* Is there a pool whose workers have a use for what this process has imported? */
+static bool forks_workers(const struct warden *wa)
+{
+    for (const struct ward *wd = wa->wards; wd; wd = wd->next)
+        if (wd->open && !wd->spawn)
+            return true;
+    return false;
+}
+
 static void drop_gone(struct warden *wa)
 {
     struct ward **at = &wa->wards;
@@ -565,58 +554,12 @@ static _Noreturn void leave(struct warden *wa)
     while (waitpid(-1, NULL, WNOHANG) > 0)
         ;
     for (int round = 0; round < 200; round++) {
-        kill_orphans(wa);
+        tri_orphans_kill(is_worker, wa);
         if (waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD)
             break;
         poll(NULL, 0, 1);
     }
     _exit(0);
-}
-
-static void on_child(int sig)
-{
-    int err = errno;
-    ssize_t n = write(child_pipe, "", 1);
-
-    (void)sig;
-    (void)n; /* full: it will be read all the same */
-    errno = err;
-}
-
-static void open_child_pipe(struct warden *wa, const sigset_t *chld)
-{
-    struct sigaction sa = {.sa_handler = on_child, .sa_flags = SA_RESTART};
-    int fd[2];
-
-    if (pipe2(fd, O_CLOEXEC | O_NONBLOCK) < 0)
-        _exit(1); /* deaf to deaths it would be worse than none; the owner sees the socket's end */
-    wa->sigfd = fd[0];
-    child_pipe = fd[1];
-    sigaction(SIGCHLD, &sa, NULL);
-    sigprocmask(SIG_UNBLOCK, chld, NULL);
-}
-
-static void set_signals(struct warden *wa)
-{
-    struct sigaction dfl = {.sa_handler = SIG_DFL}, ign = {.sa_handler = SIG_IGN}, now;
-    sigset_t chld;
-
-    /* Handlers of the owner's program must not run here. */
-    sigaction(SIGPIPE, NULL, &now);
-    wa->pipe_ignored = now.sa_handler == SIG_IGN;
-    for (int s = 1; s < 65; s++)
-        if (sigaction(s, NULL, &now) == 0 && now.sa_handler != SIG_IGN)
-            sigaction(s, &dfl, NULL);
-    sigaction(SIGCHLD, &dfl, NULL);
-    sigaction(SIGINT, &ign, NULL);
-    sigaction(SIGQUIT, &ign, NULL);
-    sigaction(SIGPIPE, &ign, NULL);
-    sigemptyset(&chld);
-    sigaddset(&chld, SIGCHLD);
-    sigprocmask(SIG_SETMASK, &chld, NULL);
-    wa->sigfd = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (wa->sigfd < 0)
-        open_child_pipe(wa, &chld);
 }
 
 _Noreturn void tri_warden_run(const struct tri_warden_start *start)
@@ -633,11 +576,9 @@ _Noreturn void tri_warden_run(const struct tri_warden_start *start)
     wa->start = start;
     wa->main_fd = start->main_fd;
     wa->owner_pidfd = start->owner_pidfd;
-    sigemptyset(&wa->worker_mask);
-    set_signals(wa);
+    wa->sigfd = tri_warden_signals();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     prctl(PR_SET_NAME, "trireme-warden");
-    wa->oom_kills = tri_memory_oom_kills();
     if (start->pool_fd >= 0) {
         struct ward *wd = new_ward(wa, start->pool_fd);
 
@@ -645,7 +586,11 @@ _Noreturn void tri_warden_run(const struct tri_warden_start *start)
             _exit(1);
         wd->seg = start->seg;
         wd->output_fd = start->output_fd;
+        if (start->open)
+            open_ward(wa, wd, start->open, (int[]){-1, -1});
     }
+    /* Now, for the first workers have a use for the time it takes. */
+    wa->oom_kills = tri_memory_oom_kills();
     for (;;) {
         uint32_t n = 0, count = 3;
 
@@ -685,7 +630,7 @@ _Noreturn void tri_warden_run(const struct tri_warden_start *start)
             }
         if (wa->main_fd >= 0 && pf[2].revents) {
             hear_main(wa);
-            if (!wa->idle_done && start->hooks->warden_idle && wa->wards)
+            if (!wa->idle_done && start->hooks->warden_idle && forks_workers(wa))
                 ahead = wa->idle_done = true;
         } else if (ahead) {
             ahead = start->hooks->warden_idle(start->hooks->ctx);

@@ -209,7 +209,7 @@ static void deadline_arm(struct tri_worker *w, int64_t ns)
     }
 }
 
-static void deadline_set(struct tri_worker *w, int64_t ns)
+void tri_deadline_set(struct tri_worker *w, int64_t ns)
 {
     struct sigevent ev = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
 
@@ -226,7 +226,7 @@ static void deadline_set(struct tri_worker *w, int64_t ns)
     deadline_arm(w, ns);
 }
 
-static void deadline_clear(struct tri_worker *w)
+void tri_deadline_clear(struct tri_worker *w)
 {
     if (w->limited == BY_TIMER)
         timer_delete(w->timer);
@@ -320,7 +320,7 @@ static void run(struct tri_worker *w, uint32_t idx)
     tri_store_rel(&s->state, tri_word(TRI_S_STARTED, w->id, w->gen, tri_word_ticket(w->word)));
     CP(start_after);
     if (limited)
-        deadline_set(w, s->timeout_ns);
+        tri_deadline_set(w, s->timeout_ns);
     if (s->flags & TRI_F_PY) {
         w->hooks->run(w, s);
     } else if (s->flags & TRI_F_CMAP) {
@@ -330,7 +330,7 @@ static void run(struct tri_worker *w, uint32_t idx)
         run_c(w, s);
     }
     if (limited)
-        deadline_clear(w);
+        tri_deadline_clear(w);
     if (timed)
         s->exec_ns = took = tri_now_ns() - start;
     if (w->spill_fd && s->res_flags & TRI_R_SPILLED)

@@ -33,6 +33,63 @@ static void closing_finishes_what_was_queued_and_futures_outlive_it(void)
     }
 }
 
+enum { MANY = 5000, ROUNDS = 3 }; /* more than a pool keeps of freed futures */
+
+struct crowd {
+    tri_pool *pool;
+    tri_future *f[MANY];
+};
+
+/* Futures of several threads, freed and used again.  Every second one of the last is left. */
+static void *submit_and_free(void *arg)
+{
+    struct crowd *c = arg;
+    int64_t out;
+
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int64_t i = 0; i < MANY; i++)
+            c->f[i] = submit(c->pool, square, &i, 8, 8);
+        for (int64_t i = 0; i < MANY; i++) {
+            CHECK(tri_future_get(c->f[i], &out, -1) == 0 && out == i * i);
+            if (round < ROUNDS - 1 || i % 2)
+                tri_future_free(c->f[i]);
+        }
+    }
+    return NULL;
+}
+
+static void *free_the_rest(void *arg)
+{
+    struct crowd *c = arg;
+    int64_t out;
+
+    for (int64_t i = 0; i < MANY; i += 2)
+        CHECK(ended(c->f[i], &out) == 0 && out == i * i);
+    return NULL;
+}
+
+static void the_last_future_takes_the_memory_of_all_along(void)
+{
+    for (size_t k = 0; k < 2; k++) {
+        struct crowd *c = calloc(3, sizeof *c);
+        tri_pool *p = pool_of(kinds[k], 2);
+        pthread_t t[3];
+
+        for (int i = 0; i < 3; i++) {
+            c[i].pool = p;
+            CHECK(pthread_create(&t[i], NULL, submit_and_free, &c[i]) == 0);
+        }
+        for (int i = 0; i < 3; i++)
+            pthread_join(t[i], NULL);
+        for (int i = 0; i < 3; i++) /* while and after the pool ends */
+            CHECK(pthread_create(&t[i], NULL, free_the_rest, &c[i]) == 0);
+        tri_pool_close(p);
+        for (int i = 0; i < 3; i++)
+            pthread_join(t[i], NULL);
+        free(c);
+    }
+}
+
 static int stuck(const void *in, void *out)
 {
     struct gate *g;
@@ -345,6 +402,7 @@ static void idle_pools_use_no_processor(void)
 int main(void)
 {
     RUN(closing_finishes_what_was_queued_and_futures_outlive_it);
+    RUN(the_last_future_takes_the_memory_of_all_along);
     RUN(terminating_does_not_wait_for_stuck_tasks);
     RUN(terminating_threads_waits_for_started_tasks_only);
     RUN(an_opening_that_fails_for_want_of_descriptors_leaves_none);

@@ -10,8 +10,10 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 static char *self;
 
@@ -65,10 +67,69 @@ static void polling_notices_a_dead_warden_too(void)
     tri_pool_close(p);
 }
 
+/* ------------------------------------------------------------------ what a worker inherits */
+
+/* What the C library keeps of a thread: its number, and the CPU that it runs on. */
+static int knows_itself(const void *in, void *out)
+{
+    pthread_mutexattr_t checks;
+    pthread_mutex_t lock;
+    cpu_set_t all, one;
+    bool ok = getpid() == syscall(SYS_gettid) && sched_getaffinity(0, sizeof all, &all) == 0;
+
+    (void)in;
+    for (int cpu = 0; cpu < CPU_SETSIZE && ok; cpu++) {
+        if (!CPU_ISSET(cpu, &all))
+            continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        ok = sched_setaffinity(0, sizeof one, &one) == 0 && sched_getcpu() == cpu;
+    }
+    pthread_mutexattr_init(&checks);
+    pthread_mutexattr_settype(&checks, PTHREAD_MUTEX_ERRORCHECK);
+    pthread_mutex_init(&lock, &checks);
+    ok = ok && pthread_mutex_lock(&lock) == 0 && pthread_mutex_lock(&lock) == EDEADLK &&
+         pthread_mutex_unlock(&lock) == 0 && pthread_kill(pthread_self(), 0) == 0;
+    memcpy(out, &ok, sizeof ok);
+    return 0;
+}
+
+static void *wait_for_end(void *gate)
+{
+    while (!atomic_load((_Atomic int *)gate))
+        poll(NULL, 0, 1);
+    return NULL;
+}
+
+/* The owner has one thread, then two: the warden's memory comes to it in the same way. */
+static void a_worker_is_a_process_like_any_other(void)
+{
+    _Atomic int end = 0;
+    pthread_t other;
+
+    for (int threads = 1; threads <= 2; threads++) {
+        tri_pool *p;
+        tri_future *f;
+        bool ok = false;
+
+        if (threads == 2)
+            CHECK(pthread_create(&other, NULL, wait_for_end, &end) == 0);
+        p = pool_of(TRI_PROCESS, 1);
+        CHECK(tri_submit(p, knows_itself, NULL, 0, sizeof ok, NULL, &f) == 0);
+        CHECK(ended(f, &ok) == 0 && ok);
+        tri_pool_close(p);
+        CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
+    }
+    atomic_store(&end, 1);
+    pthread_join(other, NULL);
+}
+
 /* ------------------------------------------------------------------ a warden that is stuck */
 
 static struct {
-    _Atomic int forks; /* the child of this many forks from now hangs, as in a library's handler */
+    /* As in a library's handler: the child of this many forks from now hangs, or who would be the
+     * parent of this many. */
+    _Atomic int children, parents;
     _Atomic int32_t pid;
 } * stuck; /* shared with all forks */
 
@@ -80,9 +141,15 @@ static void hang(void)
     _exit(0);
 }
 
-static void hang_once(void)
+static void hang_before(void)
 {
-    if (stuck && atomic_fetch_sub(&stuck->forks, 1) == 1)
+    if (stuck && atomic_fetch_sub(&stuck->parents, 1) == 1)
+        hang();
+}
+
+static void hang_after(void)
+{
+    if (stuck && atomic_fetch_sub(&stuck->children, 1) == 1)
         hang();
 }
 
@@ -92,8 +159,8 @@ static void an_opening_that_gets_no_answer_leaves_no_process(void)
 
     stuck = mmap(NULL, sizeof *stuck, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(stuck != MAP_FAILED);
-    CHECK(pthread_atfork(NULL, NULL, hang_once) == 0);
-    for (int forks = 1; forks <= 2; forks++) { /* the one in between, then the warden */
+    CHECK(pthread_atfork(hang_before, NULL, hang_after) == 0);
+    for (int between = 0; between < 2; between++) {
         struct tri_pool_inside in = {.shared_warden = -1, .want_output = true};
         tri_pool_config cfg;
         tri_pool *p = NULL;
@@ -102,7 +169,8 @@ static void an_opening_that_gets_no_answer_leaves_no_process(void)
         tri_pool_config_init(&cfg);
         cfg.workers = 2;
         cfg.start_timeout_ns = SECOND / 2;
-        atomic_store(&stuck->forks, forks);
+        /* The second to fork is the warden, or where that is another fork the one in between. */
+        atomic_store(between ? &stuck->children : &stuck->parents, between ? 1 : 2);
         CHECK(tri_pool_open_inside(&p, &cfg, &in) == TRI_ETIMEDOUT && !p);
         CHECK(tri_now_ns() - start < 2 * SECOND * TRI_SLOW);
         CHECK(atomic_load(&stuck->pid) > 0);
@@ -232,6 +300,7 @@ int main(int argc, char **argv)
     }
     RUN(a_dead_warden_breaks_the_pool_within_a_second);
     RUN(polling_notices_a_dead_warden_too);
+    RUN(a_worker_is_a_process_like_any_other);
     RUN(an_opening_that_gets_no_answer_leaves_no_process);
     RUN(nothing_is_left_of_an_owner_killed_in_any_state);
     return 0;

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-from conftest import script_env
 
 STATE = """
 import os, threading, sys
@@ -39,28 +36,8 @@ print(before == (state(), [signal.getsignal(s) for s in (2, 15, 17)]))
     assert err == ""
 
 
-def _import_ms(flags: tuple[str, ...] = ()) -> float:
-    """The cumulative time of `import trireme`, by the interpreter's own clock."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *flags, "-c", "import trireme; trireme.Pool"],
-        capture_output=True, text=True, env=script_env(), timeout=60, check=True,
-    )  # fmt: skip
-    total = 0.0
-    for line in done.stderr.splitlines():
-        own, whole, name = line.removeprefix("import time:").split("|")
-        # The top of what the command imported: names are indented below their importer.
-        if name.startswith(" trireme") and own.strip().isdigit():
-            total += int(whole)
-    return total / 1000
-
-
-def test_import_takes_less_than_thirty_milliseconds() -> None:
-    best = min(_import_ms() for _ in range(10))
-    assert 0 < best < 30
-
-
-def test_import_brings_in_nothing_heavy(run_script: Any) -> None:
-    out, _ = run_script(
+def test_import_brings_in_little_and_nothing_heavy(run_script: Any) -> None:
+    out, _ = run_script(  # how long it takes is measured in bench/
         """
         import sys
         import concurrent.futures  # a future is one of its; it brings in what it needs
@@ -69,10 +46,11 @@ def test_import_brings_in_nothing_heavy(run_script: Any) -> None:
         tri.Pool
         heavy = {"asyncio", "multiprocessing", "numpy", "cloudpickle", "tqdm", "subprocess",
                  "ctypes", "socket", "inspect"}
-        print(sorted(heavy & set(sys.modules) - there))
+        new = set(sys.modules) - there
+        print(sorted(heavy & new), len(new) < 24 or sorted(new))
         """
     )
-    assert out == "[]\n"
+    assert out == "[] True\n"
 
 
 def test_every_public_name_is_there(run_script: Any) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from trireme import _limits
-from trireme._limits import limit_loaded, thread_env
+from trireme._limits import thread_env
 
 
 def test_all_variables_are_given_when_none_is_set() -> None:
@@ -117,9 +117,33 @@ def test_nothing_loaded_costs_no_import() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=60)
 
 
-def test_a_system_without_proc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> object:
-        raise FileNotFoundError
+def test_a_system_without_proc_is_no_hindrance() -> None:
+    before, after = run_with_numpy(  # type: ignore[misc]
+        "import builtins; set_threads(2); before = threads(); keep = builtins.open\n"
+        "def refuse(*_, **__): raise FileNotFoundError\n"
+        "_limits._found = b'', []; builtins.open = refuse; set_threads(1); builtins.open = keep\n"
+        "result = [before, threads()]"
+    )
+    if before is None:
+        pytest.skip("this numpy has no BLAS that we know")
+    assert (before, after) == (2, 1)
 
-    monkeypatch.setattr("builtins.open", refuse)
-    assert limit_loaded(1) == 0
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_a_forked_worker_is_limited_without_threads_of_its_blas(given: int) -> None:
+    # To tell OpenBLAS in a fork how many threads to use would start them all.
+    limit, tasks, product = run_with_numpy(  # type: ignore[misc]
+        f"import trireme as tri\nset_threads(2)\n"
+        "def hidden():\n"
+        "    with open('/proc/self/maps', 'rb') as f:\n"
+        "        found = _limits._loaded_libraries(f.read())\n"
+        "    return not all(hasattr(ctypes.CDLL(p), 'blas_server_avail') for p, _, _ in found)\n"
+        "def task():\n"
+        "    limit, tasks = threads(), len(os.listdir('/proc/self/task'))\n"
+        "    return limit, tasks, float((numpy.ones((300, 300)) @ numpy.ones((300, 300))).sum())\n"
+        f"with tri.Pool(2, start='fork', threads_per_worker={given}) as pool:\n"
+        "    result = None if hidden() else pool.submit(task).result()"
+    ) or (None, 0, 0)
+    if limit is None:
+        pytest.skip("this numpy has no BLAS that we know, or one that hides its state")
+    assert (limit, tasks, product) == (given, 1, 300.0**3)

@@ -536,7 +536,64 @@ def test_two_owners_do_not_share_a_fork_server(run_script: Any) -> None:
 
 # ------------------------------------------------------------------ a warden that is stuck
 
+
+def test_what_workers_of_a_facade_need_is_imported_once(run_script: Any) -> None:
+    out, err = run_script(
+        """
+import os, sys
+from trireme import multiprocessing
+if __name__ == "__main__":
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        warden = pool.apply(os.getppid)
+        import _posixshmem, array  # of multiprocessing.resource_tracker and .reduction
+        with open(f"/proc/{warden}/maps") as file:
+            maps = file.read()
+        print([getattr(m, "__file__", maps[:1]) in maps for m in (_posixshmem, array)])
+"""
+    )
+    assert (lines(out), err) == (["[True, True]"], "")
+
+
 # The package once more, with the time for an answer read from the environment.
+def test_handlers_of_a_fork_run_once_for_each_worker(run_script: Any) -> None:
+    out, err = run_script(
+        """
+import os, trireme as tri
+log = os.pipe()
+os.register_at_fork(
+    before=lambda: os.write(log[1], b"b"),
+    after_in_parent=lambda: os.write(log[1], b"p"),
+    after_in_child=lambda: os.write(log[1], b"c"),
+)
+with tri.Pool(3, start="fork") as pool:
+    pool.submit(abs, 1).result()
+print("".join(sorted(os.read(log[0], 100).decode())))
+"""
+    )
+    assert (out.strip(), err) == ("bcccp", "")
+
+
+def test_a_spawn_pool_leaves_the_imports_to_its_workers(run_script: Any) -> None:
+    pytest.importorskip("numpy")
+    out, err = run_script(
+        """
+import os, sys, time
+import numpy, trireme as tri
+def has_numpy(pid):
+    with open(f"/proc/{pid}/maps") as file:
+        return "_multiarray_umath" in file.read()
+with tri.Pool(1, start="spawn") as pool:
+    warden = pool.submit(os.getppid).result()
+    time.sleep(0.3)  # time that it does not use
+    print(has_numpy(warden), pool.submit(lambda: "numpy" in sys.modules).result())
+with tri.Pool(1, start="forkserver") as pool:  # the same warden imports it before it forks
+    print(pool.submit(os.getppid).result() == warden, has_numpy(warden))
+    print(pool.submit(lambda: "numpy" in sys.modules).result())
+"""
+    )
+    assert (lines(out), err) == (["False False", "True True", "True"], "")
+
+
 STUCK = (
     """
 import os, sys
@@ -610,6 +667,25 @@ with open_pool() as pool:
 
 
 @WITH_CP
+def test_a_worker_stuck_in_a_handler_breaks_the_pool(start_script: Any) -> None:
+    source = f"""{STUCK}
+os.register_at_fork(after_in_child=lambda: time.sleep(100))
+start = time.monotonic()
+with tri.Pool(2, start="fork") as pool:
+    try:
+        print(pool.map(abs, [-1]))
+    except tri.WorkerLost as exc:
+        print(exc)
+    print(3 <= time.monotonic() - start < 20)
+"""
+    with start_script(source, "fork") as script:
+        code, out, err = script.end(60)
+        assert (code, err) == (0, "")
+        assert "a worker hung in a handler" in lines(out)[0] and lines(out)[1:] == ["True"]
+        until_gone(script)
+
+
+@WITH_CP
 def test_a_warden_that_stops_answering_is_replaced(start_script: Any) -> None:
     source = f"""{STUCK}
 with open_pool(1) as pool:
@@ -622,12 +698,16 @@ with open_pool(1) as pool:
     with open_pool(1) as other:  # the stopped one serves a pool, which goes on
         third = other.submit(os.getppid).result()
         print(third != second, alive(second), pool.map(abs, [-1]))
-    os.kill(second, signal.SIGCONT)
+    os.kill(second, signal.SIGCONT)  # it finds an order whose pool was given up
+    for _ in range(50):
+        time.sleep(0.01)
+        assert pool.submit(os.getppid).result() == second
+    print(alive(second))
 """
     with start_script(source, "forkserver") as script:
         code, out, err = script.end(60)
         assert (code, err) == (0, "")
-        assert lines(out) == ["True True", "True True [1]"]
+        assert lines(out) == ["True True", "True True [1]", "True"]
         until_gone(script)
 
 

@@ -9,6 +9,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <link.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -99,38 +100,132 @@ static PyObject *pidfd_open_self(PyObject *module, PyObject *none)
     return PyLong_FromLong(syscall(SYS_pidfd_open, getpid(), 0));
 }
 
-/* _call_loaded(path, names, n) -> int: if the library at path is loaded already, call the first of
- * its functions of these names with the int n.  1: one was called. */
-static PyObject *call_loaded(PyObject *module, PyObject *args)
+/* The paths of the libraries in this process, a line each.  From the loader: reading
+ * /proc/self/maps takes ten times as long. */
+struct paths {
+    char *text;
+    size_t n;
+    bool failed;
+};
+
+static int add_path(struct dl_phdr_info *info, size_t size, void *arg)
+{
+    struct paths *p = arg;
+    size_t n = strlen(info->dlpi_name);
+    char *text = realloc(p->text, p->n + n + 1);
+
+    (void)size;
+    if (!text) {
+        p->failed = true;
+        return 1;
+    }
+    memcpy(text + p->n, info->dlpi_name, n);
+    text[p->n + n] = '\n';
+    p->text = text;
+    p->n += n + 1;
+    return 0;
+}
+
+static PyObject *loaded(PyObject *module, PyObject *none)
+{
+    struct paths p = {0};
+    PyObject *r;
+
+    (void)module;
+    (void)none;
+    dl_iterate_phdr(add_path, &p);
+    r = p.failed ? PyErr_NoMemory() : PyBytes_FromStringAndSize(p.text, (Py_ssize_t)p.n);
+    free(p.text);
+    return r;
+}
+
+/* How to set the number of threads of a library, which stays loaded as long as we know of it. */
+struct setter {
+    void *lib;
+    void (*fn)(int);
+    int *available, *number, *most; /* of OpenBLAS; NULL in any other */
+};
+
+static void free_setter(PyObject *capsule)
+{
+    struct setter *s = PyCapsule_GetPointer(capsule, "trireme.setter");
+
+    if (s)
+        dlclose(s->lib);
+    free(s);
+}
+
+/* _setter(path, names) -> capsule: if the library at path is loaded already, and has one of these
+ * functions of an int; else None. */
+static PyObject *find_setter(PyObject *module, PyObject *args)
 {
     const char *path, *name;
-    PyObject *names;
-    void (*fn)(int) = NULL;
-    void *lib;
+    struct setter *s;
+    PyObject *names, *r;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "sO!", &path, &PyTuple_Type, &names))
+        return NULL;
+    s = calloc(1, sizeof *s);
+    if (!s)
+        return PyErr_NoMemory();
+    s->lib = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    for (Py_ssize_t i = 0; s->lib && i < PyTuple_GET_SIZE(names) && !s->fn; i++) {
+        name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+        if (!name) {
+            dlclose(s->lib);
+            free(s);
+            return NULL;
+        }
+        *(void **)&s->fn = dlsym(s->lib, name);
+    }
+    if (!s->fn) {
+        if (s->lib)
+            dlclose(s->lib);
+        free(s);
+        Py_RETURN_NONE;
+    }
+    s->available = dlsym(s->lib, "blas_server_avail");
+    s->number = dlsym(s->lib, "blas_cpu_number");
+    s->most = dlsym(s->lib, "blas_num_threads");
+    r = PyCapsule_New(s, "trireme.setter", free_setter);
+    if (!r) {
+        dlclose(s->lib);
+        free(s);
+    }
+    return r;
+}
+
+/*
+ * _set(setter, n).
+ *
+ * OpenBLAS ends its threads when the process forks.  To set their number in the child starts them
+ * all, to wait for work that the limit keeps from them; and each worker would be longer about its
+ * start and its end for it.  While there are none the number is all there is to set.
+ */
+static PyObject *set_threads(PyObject *module, PyObject *args)
+{
+    struct setter *s;
+    PyObject *capsule;
     int n;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "sO!i", &path, &PyTuple_Type, &names, &n))
+    if (!PyArg_ParseTuple(args, "Oi", &capsule, &n))
         return NULL;
-    lib = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
-    if (!lib)
-        return PyLong_FromLong(0);
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names) && !fn; i++) {
-        name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
-        if (!name) {
-            dlclose(lib);
-            return NULL;
-        }
-        *(void **)&fn = dlsym(lib, name);
-    }
-    if (fn)
-        fn(n);
-    dlclose(lib);
-    return PyLong_FromLong(fn != NULL);
+    s = PyCapsule_GetPointer(capsule, "trireme.setter");
+    if (!s)
+        return NULL;
+    if (s->available && s->number && s->most && !*s->available && n <= *s->most)
+        *s->number = n;
+    else
+        s->fn(n);
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef functions[] = {
-    {"_call_loaded", call_loaded, METH_VARARGS, NULL},
+    {"_loaded", loaded, METH_NOARGS, NULL},
+    {"_setter", find_setter, METH_VARARGS, NULL},
+    {"_set", set_threads, METH_VARARGS, NULL},
     {"_set_future_class", set_future_class, METH_O, NULL},
     {"_set_shared_class", set_shared_class, METH_O, NULL},
     {"cpu_count", cpu_count, METH_O, NULL},

@@ -185,6 +185,9 @@ static PyObject *pool_open(PyObject *obj, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "the pool is open already");
         return NULL;
     }
+    /* Workers forked from here need them all, and have them if they are here before the fork. */
+    if (!threads && in.shared_warden < 0 && state_late_imports(self->st) < 0)
+        return NULL;
     core = calloc(1, sizeof *core);
     if (!core)
         return PyErr_NoMemory();

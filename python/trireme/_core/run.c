@@ -481,7 +481,7 @@ static void after_fork_parent(void *ctx)
     PyOS_AfterFork_Parent();
 }
 
-/* In a warden and in each worker.  What is alive now is frozen: a collection that walked over
+/* In each worker.  What is alive now is frozen: a collection that walked over
  * inherited objects would copy every page they lie on. */
 static void after_fork_child(void *ctx)
 {
@@ -508,15 +508,28 @@ const struct tri_hooks process_hooks = {.before_fork = before_fork,
 
 /* What the shared warden was told on its command line. */
 struct warden_ctx {
+    PyObject *first;   /* callable, run before the first fork of a worker; None: it has been */
     PyObject *preload; /* callable, run once the first workers are up */
     char **argv;       /* of a spawned worker, up to its numbers */
     int argc;
 };
 
+/* Not when the warden starts: workers that are exec'ed have no use for what it imports. */
+static void before_worker(void *ctx)
+{
+    struct warden_ctx *c = ctx;
+    PyObject *r = c->first != Py_None ? PyObject_CallNoArgs(c->first) : NULL;
+
+    PyErr_Clear();
+    Py_XDECREF(r);
+    c->first = Py_None;
+    PyOS_BeforeFork();
+}
+
 static bool run_preload(void *ctx)
 {
     struct warden_ctx *c = ctx;
-    PyObject *r = c->preload ? PyObject_CallNoArgs(c->preload) : NULL;
+    PyObject *r = PyObject_CallNoArgs(c->preload);
     bool more = r == Py_True;
 
     if (!r)
@@ -543,7 +556,7 @@ static void exec_worker(void *ctx, int segment_fd, int output_fd, uint32_t worke
     execv(c->argv[0], c->argv);
 }
 
-/* warden_main(main_fd, owner_pidfd, preload, spawn_argv): does not return. */
+/* warden_main(main_fd, owner_pidfd, first, preload, spawn_argv): does not return. */
 PyObject *warden_main(PyObject *module, PyObject *args)
 {
     struct warden_ctx ctx = {0};
@@ -552,8 +565,8 @@ PyObject *warden_main(PyObject *module, PyObject *args)
     PyObject *argv;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "iiOO!", &start.main_fd, &start.owner_pidfd, &ctx.preload,
-                          &PyTuple_Type, &argv))
+    if (!PyArg_ParseTuple(args, "iiOOO!", &start.main_fd, &start.owner_pidfd, &ctx.first,
+                          &ctx.preload, &PyTuple_Type, &argv))
         return NULL;
     /* The process in between leaves, so that the owner's wait() never sees the warden. */
     prctl(PR_SET_NAME, "trireme-warden"); /* from its first moment, see fork_warden() */
@@ -570,8 +583,6 @@ PyObject *warden_main(PyObject *module, PyObject *args)
     fcntl(start.main_fd, F_SETFD, FD_CLOEXEC);
     if (start.owner_pidfd >= 0)
         fcntl(start.owner_pidfd, F_SETFD, FD_CLOEXEC);
-    if (ctx.preload == Py_None)
-        ctx.preload = NULL;
     ctx.argc = (int)PyTuple_GET_SIZE(argv);
     ctx.argv = calloc((size_t)ctx.argc + 5, sizeof *ctx.argv);
     if (!ctx.argv)
@@ -584,6 +595,7 @@ PyObject *warden_main(PyObject *module, PyObject *args)
         }
     }
     hooks.ctx = &ctx;
+    hooks.before_fork = before_worker;
     hooks.warden_idle = run_preload;
     hooks.exec_worker = exec_worker;
     start.seg.fd = -1;

@@ -32,7 +32,7 @@ def _install():  # type: ignore[no-untyped-def]
     if not doors or whose != mine:
         return
     # Standard helpers that only wait for a message have no use for any of it.
-    if any("multiprocessing.resource_tracker" in arg for arg in sys.orig_argv):
+    if any(arg.startswith("from multiprocessing.resource_tracker ") for arg in sys.orig_argv):
         return
     try:
         from trireme import _doors

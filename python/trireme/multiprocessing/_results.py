@@ -15,12 +15,7 @@ import time
 import types
 from collections import deque
 from concurrent.futures import Future as _StdFuture
-from multiprocessing.pool import (  # type: ignore[attr-defined]
-    MaybeEncodingError as MaybeEncodingError,
-)
-from multiprocessing.pool import (  # type: ignore[attr-defined]
-    RemoteTraceback as RemoteTraceback,
-)
+from importlib import import_module
 
 from .. import _errors, _pickling
 from .context import TimeoutError
@@ -38,20 +33,28 @@ _FEED_AT_ONCE = 4096  # an imap over a longer input than this is fed by a thread
 # ---------------------------------------------------------------------------------------------
 
 
+def __getattr__(name: str) -> Any:
+    if name in ("MaybeEncodingError", "RemoteTraceback"):
+        # Only when there is something to raise: see what pool.py says of this module.
+        return getattr(import_module("multiprocessing.pool"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def translated(exc: BaseException) -> BaseException:
     """What the original would raise in place of *exc*, which one of our futures ended with."""
     cause = exc.__cause__
     if type(cause) is _errors.RemoteTraceback:
-        if isinstance(exc, MaybeEncodingError):
+        theirs: Any = import_module("multiprocessing.pool")
+        if isinstance(exc, theirs.MaybeEncodingError):
             exc.__cause__ = None
         elif isinstance(exc, _pickling.UnpicklableError):
-            return MaybeEncodingError(exc, "the result")
+            return theirs.MaybeEncodingError(exc, "the result")  # type: ignore[no-any-return]
         elif type(exc) is _errors.RemoteError and exc.original is None:
-            wrapped = MaybeEncodingError(exc.reason, f"{exc.type_name}({exc.message})")
-            wrapped.__cause__ = RemoteTraceback(str(cause))
-            return wrapped
+            wrapped = theirs.MaybeEncodingError(exc.reason, f"{exc.type_name}({exc.message})")
+            wrapped.__cause__ = theirs.RemoteTraceback(str(cause))
+            return wrapped  # type: ignore[no-any-return]
         else:
-            exc.__cause__ = RemoteTraceback(str(cause))
+            exc.__cause__ = theirs.RemoteTraceback(str(cause))
     elif isinstance(exc, _pickling.UnpicklableError) and cause is not None:
         return cause  # raised by the user's own __reduce__ or __getstate__
     return exc

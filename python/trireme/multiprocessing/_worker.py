@@ -114,7 +114,8 @@ class Lent:
 
 def _become(info: Info) -> None:
     """Have multiprocessing believe that it started this process."""
-    from multiprocessing import process, util
+    import sys
+    from multiprocessing import process
 
     them: Any = process
     owner = info["owner"]
@@ -154,14 +155,14 @@ def _become(info: Info) -> None:
         # One tracker for all: with its own, a worker would remove at its end what others use.
         tracker: Any = resource_tracker._resource_tracker
         tracker._fd = open_owners(owner, info["tracker"], os.O_WRONLY)
-    util._finalizer_registry.clear()  # type: ignore[attr-defined]
-    util._run_after_forkers()  # type: ignore[attr-defined]
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:  # else there is nothing of the owner's in it
+        util._finalizer_registry.clear()
+        util._run_after_forkers()
 
 
 def _results_by_name() -> None:
     """Have results that the original could not send fail as they do there."""
-    from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
-
     from trireme import _pickling
 
     by_value = _pickling._dump_by_value
@@ -179,6 +180,8 @@ def _results_by_name() -> None:
 
     def say(obj: Any, name: str, exc: Exception, is_result: bool) -> Exception:
         if is_result:
+            from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
+
             return MaybeEncodingError(exc, obj)  # type: ignore[no-any-return]
         return explain(obj, name, exc, is_result)
 

@@ -24,18 +24,10 @@ import warnings
 import weakref
 from functools import partial
 from multiprocessing import process as _process
-from multiprocessing import util as _util
-from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE
-from multiprocessing.pool import (  # type: ignore[attr-defined]
-    MaybeEncodingError as MaybeEncodingError,
-)
-from multiprocessing.pool import (  # type: ignore[attr-defined]
-    RemoteTraceback as RemoteTraceback,
-)
 
 from .. import _pickling
 from .. import _pool as _native
-from . import _worker
+from . import _results, _worker
 from ._lend import Lender
 from ._results import ApplyResult as ApplyResult
 from ._results import AsyncResult as AsyncResult
@@ -52,6 +44,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = ["Pool", "ThreadPool"]
+
+# The original's names for a pool's states.  Its module, and what that imports, takes longer than a
+# pool of ours takes to start, so what else is there is taken from it when it is asked for.
+INIT, RUN, CLOSE, TERMINATE = "INIT", "RUN", "CLOSE", "TERMINATE"
 
 # Tasks in flight: more than anybody submits at once, so that submitting does not block.  They are
 # 256 bytes each, of memory that is not there before it is used.
@@ -372,7 +368,7 @@ class Pool:
 
     def close(self) -> None:
         """Take no more tasks."""
-        _util.debug("closing pool")
+        _debug("closing pool")
         if self._state == RUN:
             self._state = CLOSE
             if not any(thread.is_alive() for thread in self._feeders):
@@ -380,7 +376,7 @@ class Pool:
 
     def terminate(self) -> None:
         """End the workers at once.  Tasks that have not ended raise WorkerLost."""
-        _util.debug("terminating pool")
+        _debug("terminating pool")
         self._state = TERMINATE
         self._native.terminate()
         self._teller.end(False)
@@ -388,7 +384,7 @@ class Pool:
 
     def join(self) -> None:
         """Wait until the tasks have ended and the workers have left."""
-        _util.debug("joining pool")
+        _debug("joining pool")
         if self._state == RUN:
             raise ValueError("Pool is still running")
         if self._state not in (CLOSE, TERMINATE):
@@ -504,6 +500,19 @@ class ThreadPool(Pool):
 
 def _nothing() -> None:
     pass
+
+
+def _debug(text: str) -> None:
+    """To multiprocessing's logger; whoever wants to read that has imported its module."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.debug(text)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("MaybeEncodingError", "RemoteTraceback"):
+        return getattr(_results, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _batches(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
