@@ -9,50 +9,16 @@
  * exact, and a task is reported at most once.  In the end the pool is broken off, and then every
  * task that was pushed and not cancelled has been reported.
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/pages.h"
+#include "input.h"
 #include "pool/pool.h"
 #include "shm/queue.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define SLOTS 64u
 #define WORKERS 3u
 #define HEAP (1ull << 20)
-
-static void require(bool holds)
-{
-    if (!holds)
-        abort();
-}
-
-struct input {
-    const uint8_t *p, *end;
-};
-
-static uint8_t byte(struct input *in)
-{
-    return in->p < in->end ? *in->p++ : 0;
-}
-
-static uint64_t number(struct input *in)
-{
-    uint64_t n = 0;
-    uint8_t kind = byte(in);
-
-    /* Few bytes for a value of any size near a power of two, or eight raw ones. */
-    if (kind < 64)
-        return (uint64_t)kind << (byte(in) & 63);
-    if (kind < 128)
-        return (1ull << (kind & 63)) - 1 + (byte(in) & 3);
-    if (kind < 192)
-        return byte(in);
-    for (int i = 0; i < 8; i++)
-        n = n << 8 | byte(in);
-    return n;
-}
 
 struct job {
     struct tri_user user;

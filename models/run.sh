@@ -83,6 +83,48 @@ fail safety lock -DND=0 -DNO_CLOCK -DWAIT_NOT_COMPARED
 fail safety lock -DND=0 -DNO_CLOCK -DWAKES_NOBODY
 fail safety lock -DND=0 -DNO_CLOCK -DBEHIND_FORGOTTEN
 fail safety lock -DND=0 -DNO_CLOCK -DGIVE_BLIND
+pass safety mailbox -DAWAKE -DNR=1
+pass safety mailbox -DAWAKE -DNM1=1
+pass safety mailbox -DAWAKE -DNM1=1 -DMOST=1
+pass safety mailbox -DAWAKE -DNM1=1 -DNR=1 -DTRIM
+pass safety mailbox -DAWAKE -DNM1=1 -DNR=1 -DND=2
+pass cycles mailbox -DAWAKE -DNM1=1 -DNR=1
+pass safety mailbox -DFLAT -DNM1=1
+pass safety mailbox -DFLAT -DNR=1 -DMOST=1
+pass cycles mailbox -DFLAT -DNM1=1 -DNR=1
+pass safety mailbox -DFLAT -DND=0 -DNO_CLOCK
+pass safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DMOST=1
+pass safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DNR=1 -DNJ=2
+pass safety mailbox -DBELL -DLEN=0 -DNT=0 -DNM=1
+pass safety mailbox -DBELL -DLEN=0 -DNT=0 -DNR=1
+pass safety mailbox -DBELL -DLEN=0 -DNR=1 -DND=0
+pass safety mailbox -DNM=1 -DNR=1 -DMOST=1
+fail safety mailbox -DAWAKE -DNM1=1 -DWRITERS_UNLOCKED
+fail safety mailbox -DAWAKE -DNM1=1 -DREADERS_UNLOCKED
+fail safety mailbox -DAWAKE -DNM1=1 -DTAIL_EARLY
+fail safety mailbox -DAWAKE -DNM1=1 -DTAIL_TWICE
+fail safety mailbox -DAWAKE -DNM1=1 -DHEAD_EARLY
+fail safety mailbox -DAWAKE -DNM1=1 -DHEAD_TWICE
+fail safety mailbox -DAWAKE -DNM1=1 -DENDS_KEPT
+fail safety mailbox -DAWAKE -DNM1=1 -DOLD_NOT_FREE
+fail safety mailbox -DAWAKE -DNM1=1 -DNR=1 -DNO_SWEEP
+fail safety mailbox -DAWAKE -DNM1=1 -DNR=1 -DBEGUN_LATE
+fail safety mailbox -DAWAKE -DNM1=1 -DNR=1 -DTRIM -DTRIM_UNLOCKED
+fail safety mailbox -DAWAKE -DNM1=1 -DMOST=1 -DFULL_UNLOCKED
+fail safety mailbox -DFLAT -DNM1=1 -DNO_CLOCK
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DNO_RING
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DRING_EARLY
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DLOOK_FIRST
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DRUNG_LATE
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DWAIT_NOT_COMPARED
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DMOVES_LATE
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DMOST=1 -DTAKEN_NO_RING
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DMOST=1 -DWOKEN_LEAVES
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM1=1 -DMOST=1 -DBLINDLY
+fail safety mailbox -DFLAT -DND=0 -DNO_CLOCK -DNM=1 -DNJ=2 -DRING_ONE
+fail safety mailbox -DBELL -DLEN=0 -DND=0 -DNR=1 -DCALL_LATE
+fail safety mailbox -DBELL -DLEN=0 -DND=0 -DNR=1 -DSILENCE_UNLOCKED
+fail safety mailbox -DBELL -DLEN=0 -DND=0 -DNR=1 -DWATCH_UNLOCKED
 LIST
 }
 
@@ -93,7 +135,7 @@ one() {
     started=$(date +%s.%N)
     dir=$(mktemp -d "${TMPDIR:-/tmp}/trireme-model.XXXXXX")
     trap 'rm -rf "$dir"' EXIT
-    cp "$here/$model.pml" "$dir"
+    cp "$here"/*.pml "$dir"
     cd "$dir" || exit 1
     if [ "$property" = cycles ]; then
         flags=(-DNP)

@@ -15,29 +15,25 @@
  *
  * P2 pairs with G1: a message that is seen is fully written.  G3 pairs with the writer's load of
  * head (P0): a chunk that is written again has been read.  Each is one store, so who is killed
- * anywhere has put its message or not, has taken it or not, and left nothing that the next holder
- * of the lock would have to repair: all else is derived from the two words.
+ * anywhere has put its message or not, has taken it or not, and left nothing that a reader could
+ * see or that a writer must know: all else is derived from the two words.
  *
  * Which chunks are free?  A chunk that joins the chain gets the stamp of the one before it plus
  * one.  So the chain from head to tail has consecutive stamps, and a chunk is free exactly when
- * its stamp is outside of [stamp of head's chunk, stamp of the one being written].  What a killed
- * writer had begun has stamps beyond the tail's: free.  Once the chain has come that far, such a
- * chunk looks taken until the head has passed, which costs nothing but its place.
+ * its stamp is outside of [stamp of head's chunk, stamp of the one being written].  Chunks that a
+ * writer had begun who was killed, or refused for want of room, have stamps beyond the tail's:
+ * free, but the chain would come to have these stamps itself.  `begun` tells the next writer of
+ * such chunks, which takes the stamps away first.
+ *
  * A writer looks for a free chunk among the first L * 3/2 + 2, where L is the chain's length: so
  * two looks suffice on average, a mailbox that is emptied as it is filled goes round in three
  * chunks that stay in the cache, and the high numbers are left alone once a burst is over.
  * Then trim() gives their pages back, under the writers' lock, so that none is in use.
  *
- * Sleep.  Each side has a bell: `credits` for those who are about to sleep, `rung` to sleep on.
- *
- *   sleeper  S1 e = rung   S2 credits += 1 (sc)   S3 look (sc)   S4 futex wait while rung == e
- *   ringer   R1 store what is looked for (sc)   R2 if credits > 0 (sc): take one   R3 rung += 1,
- *            futex wake one
- *
- * Either S3 sees R1, or R2 sees S2; then rung moves after S1 and S4 ends, or the wake ends another
- * sleeper's S4, who had a credit as well: there are never fewer credits than sleepers.  A reader
- * that leaves messages behind rings on.  Who is killed between R2 and R3, or between its waking
- * and its taking, leaves others asleep beside a message: so sleeps are cut into slices of SLICE_NS.
+ * Sleep.  Each side has a bell (mailbox_bell.h) that the other one rings when it has stored what is
+ * waited for.  Who is killed, or gives up, between its waking and its taking leaves others asleep
+ * beside a message: so sleeps are cut into slices of SLICE_NS, and a reader that leaves messages
+ * behind rings on, for those whose slice has just begun.
  *
  * The bell of descriptors (a pipe) is written by the writer who finds the mailbox empty, before
  * P2, and emptied by the reader who empties the mailbox, both under the writers' lock: it holds a
@@ -51,7 +47,6 @@
  * list of free chunks (a death leaves it half done).
  */
 #include <errno.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -59,14 +54,13 @@
 
 #include "base/clock.h"
 #include "base/cp.h"
-#include "base/futex.h"
 #include "shm/mailbox_inside.h"
 #include "trireme.h"
 
 #define COUNT_MASK ((1u << 30) - 1)
 #define LENGTH_MASK ((UINT64_C(1) << 48) - 1)
 #define KEEP 64u /* chunks whose pages stay: 4 MiB */
-#define TRIM_EVERY_NS 100000000
+#define TRIM_EVERY_NS UINT64_C(100000000)
 #define SLICE_NS 100000000
 #define SPIN_NS 20000
 #define SPIN_SKIP_MAX 1000u
@@ -135,27 +129,6 @@ static int64_t left_of(int64_t deadline)
     return left > 0 ? left : 0;
 }
 
-static bool take_credit(struct tri_mailbox_bell *b)
-{
-    uint32_t n = tri_load_sc(&b->credits);
-
-    while (n)
-        if (tri_cas_sc(&b->credits, &n, n - 1))
-            return true;
-    return false;
-}
-
-static void ring(struct tri_mailbox_bell *b, int sleepers)
-{
-    if (!take_credit(b))
-        return;
-    if (sleepers > 1)
-        tri_store_sc(&b->credits, 0);
-    CP(mail_credit_taken);
-    tri_add_sc(&b->rung, 1);
-    tri_futex_wake(&b->rung, sleepers);
-}
-
 /*
  * Sleep until `there(m)`, at most for a slice.  0: look again; TRI_ETIMEDOUT; -EINTR, after a slice
  * as well: a signal that came just before the sleep did not end it, and its handler is waited for.
@@ -163,24 +136,24 @@ static void ring(struct tri_mailbox_bell *b, int sleepers)
 static int sleep_for(struct tri_mailbox *m, struct tri_mailbox_bell *b,
                      bool (*there)(const struct tri_mailbox *), int64_t deadline)
 {
-    int64_t left = left_of(deadline);
+    int64_t left = left_of(deadline), slice = left;
     uint32_t e;
     int err;
 
     if (left == 0)
         return there(m) ? 0 : TRI_ETIMEDOUT;
-    e = tri_load_acq(&b->rung);
-    tri_add_sc(&b->credits, 1);
-    CP(mail_sleep_declared);
-    if (there(m)) {
-        take_credit(b);
+    e = tri_bell_enter(b); /* S1 */
+    if (there(m)) {        /* S2 */
+        tri_bell_leave(b, e);
         return 0;
     }
-    err = tri_futex_wait(&b->rung, e, left < 0 || left > SLICE_NS ? SLICE_NS : left);
+    if (left < 0 || left > SLICE_NS)
+        slice = SLICE_NS;
+    err = tri_futex_wait(tri_bell_rung(b), e, slice); /* S3 */
     if (err != -ETIMEDOUT && err != -EINTR)
         return 0;
-    take_credit(b); /* nobody's ring spent it on us */
-    return err == -EINTR || (left < 0 || left > SLICE_NS) ? -EINTR : 0;
+    tri_bell_leave(b, e);
+    return err == -EINTR || slice != left ? -EINTR : 0;
 }
 
 /* Take a lock by the deadline, in slices, too; with `try_only` -EBUSY when it is held. */
@@ -240,6 +213,19 @@ static int populate(const struct tri_mailbox *m, uint32_t c)
     return 0;
 }
 
+/* Take the stamps away that are beyond the tail's: nothing in the chain has such a one. */
+static void sweep(struct tri_mailbox *m, uint64_t last)
+{
+    struct tri_mailbox_ctl *ctl = m->ctl;
+    uint32_t top = tri_load_rlx(&ctl->top);
+
+    for (uint32_t c = 0; c < top && c < m->nchunks; c++)
+        if (stamp_of(m, c) > last)
+            tri_store_rlx(&m->chunk[c].stamp, 0);
+    CP(mail_swept);
+    tri_store_rlx(&ctl->begun, last);
+}
+
 /* Go on to a free chunk. */
 static int pen_next(struct pen *w)
 {
@@ -276,7 +262,11 @@ static int pen_next(struct pen *w)
             return err;
         tri_store_rlx(&ctl->touched, c + 1);
     }
-    tri_store_rlx(&m->chunk[c].stamp, ++w->stamp);
+    if (c >= tri_load_rlx(&ctl->top))
+        tri_store_rlx(&ctl->top, c + 1);
+    tri_store_rlx(&ctl->begun, ++w->stamp);
+    CP(mail_begun);
+    tri_store_rlx(&m->chunk[c].stamp, w->stamp);
     CP(mail_stamped);
     tri_store_rlx(&m->chunk[w->at.chunk].next, c);
     CP(mail_chained);
@@ -325,6 +315,8 @@ static int write_message(struct tri_mailbox *m, const struct iovec *v, int n, ui
     if (err)
         return err;
     w.stamp = stamp_of(m, w.at.chunk);
+    if (tri_load_rlx(&ctl->begun) != w.stamp)
+        sweep(m, w.stamp);
     header = (uint64_t)kind << 48 | total;
     err = pen_write(&w, &header, sizeof header);
     for (int i = 0; i < n && !err; i++)
@@ -370,7 +362,7 @@ int tri_mailbox_put(struct tri_mailbox *m, const struct iovec *v, int n, uint8_t
             return err;
     }
     if (!err)
-        ring(&ctl->filled, 1);
+        tri_bell_ring(&ctl->filled, false);
     return err;
 }
 
@@ -476,7 +468,7 @@ static void trim_locked(struct tri_mailbox *m)
     from = enough_for(m, last - first + 1) + KEEP;
     if (touched > m->nchunks)
         touched = m->nchunks;
-    tri_store_rlx(&ctl->trimmed_ns, tri_now_ns());
+    tri_store_rlx(&ctl->trimmed_ns, (uint64_t)tri_now_ns());
     for (c = (uint32_t)from, run = c; c <= touched; c++)
         if (c == touched || !is_free(m, c, first, last)) {
             if (c > run)
@@ -505,7 +497,7 @@ static void trim(struct tri_mailbox *m)
         return;
     length = stamp_of(m, tail.chunk) - stamp_of(m, head.chunk) + 1;
     if (length > m->nchunks || touched < 2 * (enough_for(m, length) + KEEP) ||
-        tri_now_ns() - tri_load_rlx(&ctl->trimmed_ns) < TRIM_EVERY_NS ||
+        (uint64_t)tri_now_ns() - tri_load_rlx(&ctl->trimmed_ns) < TRIM_EVERY_NS ||
         tri_lock_acquire(&ctl->writers, 0, NULL) != 0)
         return;
     CP(mail_trim_locked);
@@ -592,9 +584,9 @@ static void after_reading(struct tri_mailbox *m)
 {
     struct tri_mailbox_ctl *ctl = m->ctl;
 
-    ring(&ctl->emptied, 1);
+    tri_bell_ring(&ctl->emptied, false);
     if (has_mail(m))
-        ring(&ctl->filled, 1);
+        tri_bell_ring(&ctl->filled, false);
     else
         silence(m);
     trim(m);
@@ -653,7 +645,7 @@ int tri_mailbox_done(struct tri_mailbox *m)
     } while (!tri_cas_sc(&m->ctl->done, &done, done + 1));
     CP(mail_done);
     if (all_done(m))
-        ring(&m->ctl->joined, INT_MAX);
+        tri_bell_ring(&m->ctl->joined, true);
     return 0;
 }
 

@@ -77,20 +77,13 @@ static int lay_out(struct tri_mailbox *m)
     return 0;
 }
 
-int tri_mailbox_make(struct tri_mailbox *m, uint32_t most)
+int tri_mailbox_make_of(struct tri_mailbox *m, uint32_t most, uint64_t bytes)
 {
-    uint64_t want = wanted_bytes();
-    int err, probe = memfd_create("trireme-probe", MFD_CLOEXEC);
+    int err;
 
-    if (probe >= 0)
-        close(probe);
-    else if (want > 64u << 20)
-        want = 64u << 20; /* a file of a small /dev/shm, which must be reserved whole */
     memset(m, 0, sizeof *m);
     m->bell_fd = -1;
-    do
-        err = tri_segment_make(&m->seg, want, true);
-    while (err == -ENOMEM && (want /= 2) >= 16 * (uint64_t)TRI_MAILBOX_CHUNK);
+    err = tri_segment_make(&m->seg, bytes, true);
     if (err)
         return err;
     err = lay_out(m);
@@ -108,7 +101,24 @@ int tri_mailbox_make(struct tri_mailbox *m, uint32_t most)
     tri_lock_init(&m->ctl->readers);
     tri_store_rlx(&m->chunk[0].stamp, 1);
     tri_store_rlx(&m->ctl->touched, 1);
+    tri_store_rlx(&m->ctl->top, 1);
+    tri_store_rlx(&m->ctl->begun, 1);
     return 0;
+}
+
+int tri_mailbox_make(struct tri_mailbox *m, uint32_t most)
+{
+    uint64_t want = wanted_bytes();
+    int err, probe = memfd_create("trireme-probe", MFD_CLOEXEC);
+
+    if (probe >= 0)
+        close(probe);
+    else if (want > 64u << 20)
+        want = 64u << 20; /* a file of a small /dev/shm, which must be reserved whole */
+    do
+        err = tri_mailbox_make_of(m, most, want);
+    while (err == -ENOMEM && (want /= 2) >= 16 * (uint64_t)TRI_MAILBOX_CHUNK);
+    return err;
 }
 
 int tri_mailbox_attach(struct tri_mailbox *m, int fd, int bell_fd)

@@ -34,7 +34,10 @@ static inline int32_t tri_spin_begin(_Atomic int32_t *hint)
         tri_store_rlx(hint, usual + 1);
         return 0;
     }
-    return usual == 0 || usual * 2 + 10 > TRI_SPIN_LOOKS ? TRI_SPIN_LOOKS : usual * 2 + 10;
+    /* Shared memory may hold any number: no arithmetic before it is known to be small. */
+    if (usual == 0 || usual > (TRI_SPIN_LOOKS - 10) / 2)
+        return TRI_SPIN_LOOKS;
+    return usual * 2 + 10;
 }
 
 /* What came of it after n looks. */

@@ -215,6 +215,30 @@ static void memory_of_a_burst_comes_back(void)
     tri_mailbox_drop(&m);
 }
 
+/* As a damaged word says, or a clock that began anew. */
+static void memory_of_a_burst_comes_back_whatever_the_last_time_was(void)
+{
+    uint64_t times[] = {UINT64_MAX, UINT64_C(1) << 63, (uint64_t)INT64_MAX};
+    uint8_t *p = calloc(1, 1 << 20), area[8];
+    struct tri_letter l;
+
+    for (size_t i = 0; i < sizeof times / sizeof *times; i++) {
+        struct tri_mailbox m = fresh(0);
+
+        for (int k = 0; k < 32; k++)
+            CHECK(put(&m, p, 1 << 20, 0) == 0);
+        tri_store_rlx(&m.ctl->trimmed_ns, times[i]);
+        for (int k = 0; k < 32; k++) {
+            CHECK(get(&m, area, sizeof area, &l, 0) == 0);
+            free(l.big);
+        }
+        CHECK(get(&m, area, sizeof area, &l, tri_now_ns() + SECOND / 2) == TRI_ETIMEDOUT);
+        CHECK(resident(&m) <= 8u << 20);
+        tri_mailbox_drop(&m);
+    }
+    free(p);
+}
+
 static void a_segment_that_is_full_refuses_and_goes_on_when_it_is_read(void)
 {
     struct tri_mailbox m = fresh(0);
@@ -232,6 +256,55 @@ static void a_segment_that_is_full_refuses_and_goes_on_when_it_is_read(void)
         CHECK(put(&m, p, 3 * CHUNK, 0) == 0);
     }
     CHECK(put(&m, p, (size_t)1 << 40, 0) == -ENOSPC); /* refused by its length alone */
+    free(p);
+    tri_mailbox_drop(&m);
+}
+
+/* A box of 6 chunks, empty between two messages, takes one of 5 whatever was refused before. */
+static void what_was_refused_is_in_nobodys_way(void)
+{
+    uint64_t seed = tri_test_seed() | 1;
+    uint8_t *p = calloc(1, 6 * CHUNK), area[8];
+    int refused = 0, lost = 0;
+    struct tri_mailbox m;
+    struct tri_letter l;
+
+    CHECK(tri_mailbox_make_of(&m, 0, 2 * 4096 + 6 * (CHUNK + sizeof *m.chunk)) == 0);
+    CHECK(m.nchunks == 6);
+    for (int round = 0; round < 500; round++) {
+        size_t n = random_of(&seed) % (6 * CHUNK);
+        int err = put(&m, p, round % 5 ? n : 4 * CHUNK, 0);
+
+        CHECK(err == 0 || err == -ENOSPC);
+        refused += err != 0;
+        lost += err && round % 5 == 0;
+        if (err == 0) {
+            CHECK(get(&m, area, sizeof area, &l, 0) == 0);
+            free(l.big);
+        }
+    }
+    CHECK(refused > 10 && lost == 0);
+    free(p);
+    tri_mailbox_drop(&m);
+}
+
+/* Three writers were killed, each when it had given one more chunk the next stamp. */
+static void what_dead_writers_had_begun_is_in_nobodys_way(void)
+{
+    uint8_t *p = calloc(1, 2 * CHUNK), area[8];
+    struct tri_mailbox m;
+    struct tri_letter l;
+
+    CHECK(tri_mailbox_make_of(&m, 0, 2 * 4096 + 5 * (CHUNK + sizeof *m.chunk)) == 0);
+    for (int i = 1; i <= 4; i++)
+        tri_store_rlx(&m.chunk[i].stamp, 2);
+    tri_store_rlx(&m.ctl->top, 5);
+    tri_store_rlx(&m.ctl->begun, 2);
+    for (int i = 0; i < 20; i++) {
+        CHECK(put(&m, p, 2 * CHUNK, 0) == 0);
+        CHECK(get(&m, area, sizeof area, &l, 0) == 0 && l.len == 2 * CHUNK);
+        free(l.big);
+    }
     free(p);
     tri_mailbox_drop(&m);
 }
@@ -361,6 +434,37 @@ static void memory_that_others_scribble_in_crashes_nobody(void)
     }
     CHECK(errors > 50);
     free(p);
+}
+
+/* It had been rung for, but its time was up a moment before: its credit is spent already. */
+static void who_stops_waiting_takes_nobody_elses_credit(void)
+{
+    struct tri_mailbox_bell b = {0};
+    uint32_t one = tri_bell_enter(&b), other;
+
+    tri_bell_ring(&b, false);
+    other = tri_bell_enter(&b);
+    tri_bell_leave(&b, one);
+    CHECK(tri_load_sc(&b.word) >> 32 == 1);
+    tri_bell_leave(&b, other);
+    CHECK(tri_load_sc(&b.word) >> 32 == 0);
+    tri_bell_ring(&b, true); /* nobody: nothing moves */
+    CHECK((uint32_t)tri_load_sc(&b.word) == other);
+    tri_bell_enter(&b);
+    tri_bell_enter(&b);
+    tri_bell_ring(&b, true);
+    CHECK(tri_load_sc(&b.word) == other + 1);
+}
+
+static void a_bell_rings_on_over_the_end_of_its_count(void)
+{
+    struct tri_mailbox_bell b = {0};
+
+    tri_store_rlx(&b.word, UINT32_MAX);
+    CHECK(tri_bell_enter(&b) == UINT32_MAX);
+    CHECK(tri_bell_enter(&b) == UINT32_MAX);
+    tri_bell_ring(&b, false);
+    CHECK(tri_load_sc(&b.word) == TRI_BELL_CREDIT);
 }
 
 /* ------------------------------------------------------------------ several */
@@ -522,11 +626,16 @@ int main(void)
     RUN(counts_go_on_over_their_end);
     RUN(a_mailbox_that_is_emptied_as_it_is_filled_stays_small);
     RUN(memory_of_a_burst_comes_back);
+    RUN(memory_of_a_burst_comes_back_whatever_the_last_time_was);
     RUN(a_segment_that_is_full_refuses_and_goes_on_when_it_is_read);
+    RUN(what_was_refused_is_in_nobodys_way);
+    RUN(what_dead_writers_had_begun_is_in_nobodys_way);
     RUN(the_bell_is_readable_exactly_while_there_are_messages);
     RUN(who_hears_the_bell_gets_the_message);
     RUN(what_is_no_mailbox_is_refused);
     RUN(memory_that_others_scribble_in_crashes_nobody);
+    RUN(who_stops_waiting_takes_nobody_elses_credit);
+    RUN(a_bell_rings_on_over_the_end_of_its_count);
     RUN(threads_lose_nothing_and_keep_each_writers_order);
     RUN(processes_lose_nothing_and_keep_each_writers_order);
     RUN(a_process_with_the_descriptors_alone_has_the_mailbox);

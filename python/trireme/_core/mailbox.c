@@ -110,19 +110,35 @@ static bool again(int err)
     return err == -EINTR && PyErr_CheckSignals() == 0;
 }
 
-static int arguments(PyObject *const *args, Py_ssize_t n, Py_ssize_t first, int64_t *deadline)
+/* err = call, without the GIL, as often as it takes. */
+#define WAIT(err, call)                      \
+    do {                                     \
+        Py_BEGIN_ALLOW_THREADS err = (call); \
+        Py_END_ALLOW_THREADS                 \
+    } while (again(err))
+
+/*
+ * The arguments of a call whose last two are block=True and timeout=None, both by position, behind
+ * `before` others.  -1 with an exception, which names the call.
+ */
+static int arguments(const char *call, PyObject *const *args, Py_ssize_t n, Py_ssize_t before,
+                     int64_t *deadline)
 {
     int block = 1;
 
-    if (n > first) {
-        block = PyObject_IsTrue(args[first]);
+    if (n < before || n > before + 2) {
+        PyErr_Format(PyExc_TypeError, "%s() takes %zd to %zd arguments", call, before, before + 2);
+        return -1;
+    }
+    if (n > before) {
+        block = PyObject_IsTrue(args[before]);
         if (block < 0)
             return -1;
     }
-    return deadline_of(block, n > first + 1 ? args[first + 1] : Py_None, deadline);
+    return deadline_of(block, n > before + 1 ? args[before + 1] : Py_None, deadline);
 }
 
-static PyObject *raise_for(MailboxObject *self, int err)
+static PyObject *raise_for(int err)
 {
     if (PyErr_Occurred())
         return NULL;
@@ -134,8 +150,17 @@ static PyObject *raise_for(MailboxObject *self, int err)
         PyErr_SetString(PyExc_OSError, "the queue's shared memory holds what no queue writes");
     else
         PyErr_SetString(PyExc_OSError, tri_strerror(err));
-    (void)self;
     return NULL;
+}
+
+/* How a put or a get ended: 0, or -1 with an exception, `late` when its time was up. */
+static int ended(int err, PyObject *late)
+{
+    if (err == TRI_ETIMEDOUT)
+        PyErr_SetNone(late);
+    else if (err)
+        raise_for(err);
+    return err ? -1 : 0;
 }
 
 /* ------------------------------------------------------------------ putting */
@@ -149,19 +174,9 @@ static int send(MailboxObject *self, const struct iovec *v, int n, uint8_t kind,
         total += v[i].iov_len;
     if (total <= SMALL)
         err = tri_mailbox_put(&self->m, v, n, kind, deadline, true);
-    if (err == -EBUSY) {
-        do {
-            Py_BEGIN_ALLOW_THREADS err = tri_mailbox_put(&self->m, v, n, kind, deadline, false);
-            Py_END_ALLOW_THREADS
-        } while (again(err));
-    }
-    if (err == 0)
-        return 0;
-    if (err == TRI_ETIMEDOUT)
-        PyErr_SetNone(self->full);
-    else
-        raise_for(self, err);
-    return -1;
+    if (err == -EBUSY)
+        WAIT(err, tri_mailbox_put(&self->m, v, n, kind, deadline, false));
+    return ended(err, self->full);
 }
 
 static int send_pickled(MailboxObject *self, PyObject *pair, int64_t deadline)
@@ -219,13 +234,9 @@ static PyObject *mailbox_put(MailboxObject *self, PyObject *const *args, Py_ssiz
     int64_t deadline;
     int err;
 
-    if (n < 1 || n > 3) {
-        PyErr_SetString(PyExc_TypeError, "put() takes 1 to 3 arguments");
+    if (arguments("put", args, n, 1, &deadline) < 0)
         return NULL;
-    }
     obj = args[0];
-    if (arguments(args, n, 1, &deadline) < 0)
-        return NULL;
     if (PyBytes_CheckExact(obj) && PyBytes_GET_SIZE(obj) >= BYTES_FROM) {
         v = (struct iovec){PyBytes_AS_STRING(obj), (size_t)PyBytes_GET_SIZE(obj)};
         if (send(self, &v, 1, K_BYTES, deadline) < 0)
@@ -265,11 +276,7 @@ static PyObject *mailbox_put_pickle(MailboxObject *self, PyObject *const *args, 
     Py_buffer data;
     int err;
 
-    if (n < 1 || n > 3) {
-        PyErr_SetString(PyExc_TypeError, "put_pickle() takes 1 to 3 arguments");
-        return NULL;
-    }
-    if (arguments(args, n, 1, &deadline) < 0 ||
+    if (arguments("put_pickle", args, n, 1, &deadline) < 0 ||
         PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
         return NULL;
     v = (struct iovec){data.buf, (size_t)data.len};
@@ -286,19 +293,9 @@ static int receive(MailboxObject *self, void *area, struct tri_letter *l, int64_
 {
     int err = tri_mailbox_get(&self->m, area, AREA, l, deadline, true);
 
-    if (err == -EBUSY) {
-        do {
-            Py_BEGIN_ALLOW_THREADS err = tri_mailbox_get(&self->m, area, AREA, l, deadline, false);
-            Py_END_ALLOW_THREADS
-        } while (again(err));
-    }
-    if (err == 0)
-        return 0;
-    if (err == TRI_ETIMEDOUT)
-        PyErr_SetNone(self->empty);
-    else
-        raise_for(self, err);
-    return -1;
+    if (err == -EBUSY)
+        WAIT(err, tri_mailbox_get(&self->m, area, AREA, l, deadline, false));
+    return ended(err, self->empty);
 }
 
 /* The object of a pickle with buffers.  p is this function's. */
@@ -345,7 +342,7 @@ static PyObject *open_buffers(MailboxObject *self, void *p, size_t len)
     value = PyObject_Vectorcall(self->loads, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
     goto out;
 bad:
-    raise_for(self, TRI_ECORRUPT);
+    raise_for(TRI_ECORRUPT);
 out:
     Py_XDECREF(names);
     Py_XDECREF(bufs);
@@ -383,7 +380,7 @@ static PyObject *open_letter(MailboxObject *self, const uint8_t *area, struct tr
         }
         return open_buffers(self, l->big, l->len);
     default:
-        raise_for(self, TRI_ECORRUPT);
+        raise_for(TRI_ECORRUPT);
     }
     free(l->big);
     return value;
@@ -398,11 +395,7 @@ static PyObject *mailbox_get(MailboxObject *self, PyObject *const *args, Py_ssiz
     struct tri_letter l;
     int64_t deadline;
 
-    if (n > 2) {
-        PyErr_SetString(PyExc_TypeError, "get() takes at most 2 arguments");
-        return NULL;
-    }
-    if (arguments(args, n, 0, &deadline) < 0 || receive(self, area, &l, deadline) < 0)
+    if (arguments("get", args, n, 0, &deadline) < 0 || receive(self, area, &l, deadline) < 0)
         return NULL;
     return open_letter(self, area, &l);
 }
@@ -416,12 +409,9 @@ static PyObject *mailbox_wait(MailboxObject *self, PyObject *timeout)
 
     if (deadline_of(1, timeout, &deadline) < 0)
         return NULL;
-    do {
-        Py_BEGIN_ALLOW_THREADS err = tri_mailbox_await(&self->m, deadline);
-        Py_END_ALLOW_THREADS
-    } while (again(err));
+    WAIT(err, tri_mailbox_await(&self->m, deadline));
     if (err && err != TRI_ETIMEDOUT)
-        return raise_for(self, err);
+        return raise_for(err);
     return PyBool_FromLong(err == 0);
 }
 
@@ -430,12 +420,9 @@ static PyObject *mailbox_join(MailboxObject *self, PyObject *none)
     int err;
 
     (void)none;
-    do {
-        Py_BEGIN_ALLOW_THREADS err = tri_mailbox_join(&self->m, -1);
-        Py_END_ALLOW_THREADS
-    } while (again(err));
+    WAIT(err, tri_mailbox_join(&self->m, -1));
     if (err)
-        return raise_for(self, err);
+        return raise_for(err);
     Py_RETURN_NONE;
 }
 
@@ -462,11 +449,8 @@ static PyObject *mailbox_watch(MailboxObject *self, PyObject *none)
     int err;
 
     (void)none;
-    do {
-        Py_BEGIN_ALLOW_THREADS err = tri_mailbox_watch(&self->m);
-        Py_END_ALLOW_THREADS
-    } while (again(err));
-    return err ? raise_for(self, err) : PyLong_FromLong(self->m.bell_fd);
+    WAIT(err, tri_mailbox_watch(&self->m));
+    return err ? raise_for(err) : PyLong_FromLong(self->m.bell_fd);
 }
 
 static PyObject *mailbox_fds(MailboxObject *self, PyObject *none)
@@ -527,7 +511,7 @@ static PyObject *mailbox_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
             errno = -err;
             PyErr_SetFromErrno(PyExc_OSError);
         } else {
-            raise_for(self, err);
+            raise_for(err);
         }
         Py_DECREF(self);
         return NULL;
