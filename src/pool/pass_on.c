@@ -17,8 +17,8 @@
  *                                             of the child inherit either
  *   robust mutexes                            none is held; forks register their own list
  *
- * Where the kernel, the processor or a sanitizer does not go along, or where a library's handler
- * has started a thread after the first fork, nothing happens and the caller forks.
+ * Where the kernel, the processor, a sanitizer or valgrind does not go along, or where a library's
+ * handler has started a thread after the first fork, nothing happens and the caller forks.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -144,12 +144,14 @@ struct rseq_area {
 
 /* Where the C library has it, from the thread pointer; looked up before the fork. */
 static const ptrdiff_t *rseq_offset;
-static pthread_once_t rseq_once = PTHREAD_ONCE_INIT;
+static bool valgrind; /* knows no such clone(), and ends the process that calls it */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void find_rseq(void)
+static void look(void)
 {
     const unsigned *size = dlsym(RTLD_DEFAULT, "__rseq_size");
 
+    valgrind = dlsym(RTLD_DEFAULT, "_vgnU_freeres") != NULL; /* of its preloaded library */
     if (size && *size)
         rseq_offset = dlsym(RTLD_DEFAULT, "__rseq_offset");
 }
@@ -181,7 +183,7 @@ static bool alone(void)
 
 void tri_pass_on_prepare(void)
 {
-    pthread_once(&rseq_once, find_rseq);
+    pthread_once(&once, look);
 }
 
 int tri_pass_on(void)
@@ -189,7 +191,7 @@ int tri_pass_on(void)
     int *tid = NULL;
     long err;
 
-    if (!alone() || has_shadow_stack() || prctl(PR_GET_TID_ADDRESS, &tid) < 0 || !tid)
+    if (valgrind || !alone() || has_shadow_stack() || prctl(PR_GET_TID_ADDRESS, &tid) < 0 || !tid)
         return -ENOSYS;
     syscall(SYS_set_tid_address, NULL);
     err = clone_and_leave(CLONE_VM | SIGCHLD);

@@ -132,7 +132,8 @@ static int make_segment(struct tri_pool *p)
         plan.heap_bytes &= ~((1ull << 21) - 1);
         tri_layout_plan(&plan);
         err = tri_segment_make(&p->seg, plan.total_bytes, p->cfg.kind == TRI_PROCESS);
-        if (err != -ENOMEM || plan.heap_bytes / 2 < HEAP_MIN)
+        /* EINVAL is what valgrind says. */
+        if ((err != -ENOMEM && err != -EINVAL) || plan.heap_bytes / 2 < HEAP_MIN)
             break;
     }
     if (err)
