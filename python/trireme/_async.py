@@ -23,6 +23,7 @@ class AsyncResult:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._job = job
+        self._handle = job._handle()  # to be dropped with this
         self._callback = callback
         self._error_callback = error_callback
         if callback is not None or error_callback is not None:

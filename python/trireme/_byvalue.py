@@ -6,14 +6,16 @@ They make by-value code behave like the code the user wrote:
 Namespaces.  Every by-value function of one module shares one dictionary of globals in a worker, so
 that an initializer that says ``global model`` is seen by the task functions.  The owner stamps
 each global with a version; a worker keeps its own binding until the owner really binds another
-value, so ``model = None`` in the script does not undo what the initializer did.
+value, so ``model = None`` in the script does not undo what the initializer did.  A name that was
+sent and is not bound any more has a version too: the worker removes what it received.
 
 A local function of an importable module that uses the module's functions or state runs on the
 worker's own import of it instead.
 
 Class identity.  A class keeps the id cloudpickle gave it.  In the direction owner -> worker the
-newest state of the class is applied.  In the direction worker -> owner the owner's class always
-wins and is never modified; most results then name their class by id alone.
+newest state of the class is applied, and what was sent of it and is gone is removed.  In the
+direction worker -> owner the owner's class always wins and is never modified; most results then
+name their class by id alone.  A class that has slots is made with them.
 
 Buffers.  A memoryview leaves the stream as the buffer it is over, like an array.
 
@@ -26,17 +28,17 @@ import _pickle as pickle  # the C half; pickle.py would import re, codecs and mo
 import os
 import sys
 import types
-from _operator import is_
 from io import BytesIO
 
 from ._importable import (
+    MISSING,
     _found_by_name,
     _namespace_key,
     _namespaces,
     _resolve,
     _strange,
 )
-from ._watch import _wanted_module, _Watch
+from ._watch import _global_names, _is_dispatcher, _wanted_module, _Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,9 +71,11 @@ def expects_code() -> bool:
 # Namespaces: one dictionary of globals per by-value module and worker
 # ---------------------------------------------------------------------------------------------
 
-# Owner: module -> name -> (value last sent, its version).  Only values whose identity says all are
-# kept here; anything that can change in place gets a new version each time it is sent.
-_sent: dict[str, dict[str, tuple[Any, int, _Watch]]] = {}
+# Owner: module -> name -> (value last sent, its version, what says that it is the same).  Values
+# whose identity does not say all are not kept (CHANGING stands for them): they get a new version
+# each time they are sent.  MISSING: the owner had sent the name and then deleted it.
+_sent: dict[str, dict[str, tuple[Any, int, Any]]] = {}
+_CHANGING = object()
 _last_version = 0
 
 # Worker: module -> name -> version received.
@@ -128,16 +132,26 @@ def _version(module: str, name: str, value: Any) -> int:
     watch = _Watch()
     if not isinstance(value, types.FunctionType):
         lasting = watch.is_constant(value)
-    elif _found_by_name(value):
-        lasting = True
+    elif _found_by_name(value) or _is_dispatcher(value):
+        lasting = watch.is_constant(value)
     else:
         lasting = value.__closure__ is None
         watch.add_parts(value)  # its globals have versions of their own
     if lasting and not watch.volatile:
         names[name] = (value, version, watch)
     else:
-        names.pop(name, None)
+        names[name] = (_CHANGING, version, None)
     return version
+
+
+def _versions(module: str, fn: types.FunctionType, bound: dict[str, Any]) -> dict[str, int]:
+    """Owner: the versions of the globals that *fn* takes along, and of those now deleted."""
+    versions = {name: _version(module, name, value) for name, value in bound.items()}
+    sent = _sent.get(module, ())
+    for name in _global_names(fn.__code__):
+        if name in sent and name not in fn.__globals__:
+            versions[name] = _version(module, name, MISSING)
+    return versions
 
 
 def _set_function_state(fn: Any, state: Any) -> None:
@@ -148,11 +162,15 @@ def _set_function_state(fn: Any, state: Any) -> None:
     current = fn.__globals__
     for name, version in versions.items():
         last = received.get(name, 0)
+        deleted = name not in incoming
         # Versions of one owner only grow; a message that waited long must not bring old ones back.
-        if last >> 32 == version >> 32 and last >= version and name in current:
-            del incoming[name]
-        else:
-            received[name] = version
+        same_owner = last >> 32 == version >> 32
+        if same_owner and (last > version or last == version and (deleted or name in current)):
+            incoming.pop(name, None)
+            continue
+        received[name] = version
+        if deleted and last:
+            current.pop(name, None)
     setter(fn, inner)
 
 
@@ -164,6 +182,8 @@ def _set_function_state(fn: Any, state: Any) -> None:
 _pinned: dict[str, type] = {}
 # Worker: weak map from a class received from the owner to the id under which the owner keeps it.
 _from_owner: Any = None
+# Owner: weak map from a class to the names in its body that were ever sent.
+_sent_attributes: Any = None
 # Weak sets: classes received from elsewhere and complete; classes born here and sent.
 _received_classes: Any = None
 _own_classes: Any = None
@@ -177,19 +197,48 @@ _loaded_classes: dict[str, tuple[int, Any]] = {}
 
 def _class_tables() -> None:
     """Make the weak tables of classes on first use."""
-    global _from_owner, _received_classes, _own_classes
+    global _from_owner, _received_classes, _own_classes, _sent_attributes
     if _from_owner is None:
         import weakref
 
         _received_classes = weakref.WeakSet()
         _own_classes = weakref.WeakSet()
         _from_owner = weakref.WeakKeyDictionary()
+        _sent_attributes = weakref.WeakKeyDictionary()
 
 
 def become_worker() -> None:
     """Forget, in a fork of the owner, that its classes were born here: their news is welcome."""
     if _own_classes is not None:
         _own_classes.clear()
+
+
+def _keep_slots(cls: type, body: dict[str, Any], later: dict[str, Any]) -> None:
+    """Have the skeleton of *cls* made with its slots: they cannot be added to a class later.
+
+    cloudpickle leaves them out.  An instance then has a __dict__ in the worker, and its state does
+    not fit the owner's class.  The members are the truth, not what was written as __slots__:
+    private names in it are not mangled yet.
+    """
+    typing = sys.modules.get("typing")
+    if typing is not None and typing.NamedTuple in cls.__dict__.get("__orig_bases__", ()):
+        return  # it gives () itself, and refuses the name
+    slots = []
+    for name, value in cls.__dict__.items():
+        if type(value) is types.MemberDescriptorType and value.__objclass__ is cls:
+            slots.append(name)
+        elif name in ("__dict__", "__weakref__") and type(value) is types.GetSetDescriptorType:
+            slots.append(name)
+    for name in slots:
+        later.pop(name, None)
+    body["__slots__"] = tuple(slots)
+
+
+def _deleted_attributes(cls: type, now: dict[str, Any]) -> list[str]:
+    """Owner: the names that were sent as part of the body of *cls* and are not in it any more."""
+    ever = _sent_attributes.setdefault(cls, set())
+    ever.update(now)
+    return [name for name in ever if name not in cls.__dict__]
 
 
 def _make_class(maker: Callable[..., type], args: tuple[Any, ...], pinned: bool) -> type:
@@ -203,9 +252,12 @@ def _make_class(maker: Callable[..., type], args: tuple[Any, ...], pinned: bool)
 
 def _set_class_state(cls: type, state: Any) -> None:
     """Complete a class.  Nothing that comes back ever changes a class that was born here."""
-    setter, inner, is_result = state
+    setter, inner, deleted, is_result = state
     if cls in _own_classes or (is_result and cls in _received_classes):
         return
+    for name in deleted:
+        if name in cls.__dict__:
+            type.__delattr__(cls, name)
     setter(cls, inner)
     _received_classes.add(cls)
 
@@ -233,56 +285,16 @@ class _ClassPickle:
     costs 10 us to send and its class is read once per worker.
     """
 
-    # What the language and dataclasses, enum, abc put in a class; it changes with the class only.
-    GENERATED = frozenset(
-        {
-            "__annotations__",
-            "__annotations_cache__",
-            "__abstractmethods__",
-            "__dataclass_fields__",
-            "__dataclass_params__",
-            "__dict__",
-            "__slots__",
-            "__slotnames__",
-            "__weakref__",
-            "_abc_impl",
-            "_member_map_",
-            "_member_names_",
-            "_value2member_map_",
-            "_hashable_values_",
-            "_unhashable_values_",
-            "_unhashable_values_map_",
-            "_field_defaults",
-        }
-    )
-
     def __init__(self, cls: type, data: bytes, tracker: str) -> None:
         global _last_version
         _last_version += 1
         self.reduced = (_load_class, (tracker, os.getpid() << 32 | _last_version, data))
         self.watch = _Watch()
-        self.bodies: list[tuple[Any, list[Any]]] = []
-        for base in cls.__mro__:
-            if base is not cls and _found_by_name(base):
-                continue
-            self.bodies.append((base.__dict__, list(base.__dict__.values())))
-            for name, value in list(base.__dict__.items()):
-                value = getattr(value, "__func__", value)
-                if isinstance(value, property):
-                    for part in (value.fget, value.fset, value.fdel):
-                        self.watch.add(part)
-                elif name not in self.GENERATED and not isinstance(value, types.FunctionType):
-                    self.watch.add(value)
-        self.watch.add_class(cls)
+        self.watch.add(cls)
 
     def is_right(self) -> bool:
         """Whether pickling the class again would give the same."""
-        if self.watch.volatile:
-            return False
-        for body, values in self.bodies:
-            if len(body) != len(values) or not all(map(is_, body.values(), values)):
-                return False
-        return self.watch.is_unchanged()
+        return not self.watch.volatile and self.watch.is_unchanged()
 
 
 def _class_by_id(tracker: str, name: str) -> type:
@@ -307,6 +319,45 @@ def _make_cached(fn: Any, parameters: dict[str, Any]) -> Any:
     import functools
 
     return functools.lru_cache(**parameters)(fn)
+
+
+# What descriptors of functools have for themselves in some versions of Python, and cannot send.
+_OWN_TOOLS = ("lock", "_method_cache")
+
+
+def _make_descriptor(kind: type, tools: tuple[str, ...]) -> Any:
+    """Make an empty descriptor of functools with new tools; the rest is its state."""
+    import threading
+    import weakref
+
+    made: Any = object.__new__(kind)
+    for name in tools:
+        setattr(made, name, threading.RLock() if name == "lock" else weakref.WeakKeyDictionary())
+    return made
+
+
+def _make_dispatcher(name: str) -> Any:
+    """Make a functools.singledispatch function; its implementations come with its state.
+
+    So they can refer to it.  *name* is what it calls itself in its messages.
+    """
+    import functools
+
+    def nothing(*args: Any) -> None:
+        """Is replaced by the state."""
+
+    nothing.__name__ = name
+    return functools.singledispatch(nothing)
+
+
+def _set_dispatcher_state(fn: Any, state: Any) -> None:
+    """Register the implementations, and give the function its attributes."""
+    registry, attributes, names = state
+    for cls, implementation in registry.items():
+        fn.register(cls, implementation)
+    fn.__dict__.update(attributes)
+    for name, value in names.items():
+        setattr(fn, name, value)
 
 
 def _make_view(buffer: Any, fmt: str, shape: tuple[int, ...]) -> memoryview:
@@ -335,6 +386,7 @@ def _by_value_pickler() -> Any:
 
     _class_tables()
     cached_function = type(functools.lru_cache(int))
+    descriptors = (functools.cached_property, functools.singledispatchmethod)
 
     class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         """cloudpickle's pickler with namespaces, class identity and buffers as described above."""
@@ -371,6 +423,8 @@ def _by_value_pickler() -> Any:
                 return _make_cached, (obj.__wrapped__, obj.cache_parameters())
             is_class = issubclass(kind, type)
             if not is_class and kind is not types.FunctionType:
+                if issubclass(kind, descriptors) and kind.__reduce__ is object.__reduce__:
+                    return self._reduce_descriptor(obj)
                 return NotImplemented
             if self.is_result:
                 if _resolve(obj.__module__, obj.__qualname__) is obj:
@@ -384,6 +438,8 @@ def _by_value_pickler() -> Any:
                 kept = self._pickle_class(obj)
                 if kept is not None:
                     return kept.reduced
+            if not is_class and _is_dispatcher(obj) and not _found_by_name(obj):
+                return self._reduce_dispatcher(obj)
             reduced = super().reducer_override(obj)
             if type(reduced) is not tuple or len(reduced) != 6:
                 return reduced
@@ -394,7 +450,10 @@ def _by_value_pickler() -> Any:
                     _pinned[args[-2]] = obj
                 if obj not in _received_classes:
                     _own_classes.add(obj)
-                state = (setter, state, self.is_result)
+                if "__slots__" in obj.__dict__ and maker is cloudpickle._make_skeleton_class:
+                    _keep_slots(obj, args[3], state[0])
+                deleted = _deleted_attributes(obj, state[0])
+                state = (setter, state, deleted, self.is_result)
                 return _make_class, (maker, args, pinned), state, None, None, _set_class_state
             globals_sent = args[1]
             if type(globals_sent) is _ModuleGlobals:
@@ -402,7 +461,7 @@ def _by_value_pickler() -> Any:
             if type(globals_sent) is not _Globals:
                 return reduced
             module = globals_sent["__name__"]
-            versions = {k: _version(module, k, v) for k, v in state[1]["__globals__"].items()}
+            versions = _versions(module, obj, state[1]["__globals__"])
             state = (setter, state, module, versions)
             return maker, args, state, None, None, _set_function_state
 
@@ -421,6 +480,22 @@ def _by_value_pickler() -> Any:
                 _class_pickles.clear()
             _class_pickles[cls] = kept
             return kept
+
+        @staticmethod
+        def _reduce_descriptor(obj: Any) -> Any:
+            tools = tuple(name for name in _OWN_TOOLS if name in obj.__dict__)
+            if not tools:
+                return NotImplemented
+            rest = {k: v for k, v in obj.__dict__.items() if k not in tools}
+            return _make_descriptor, (type(obj), tools), rest
+
+        @staticmethod
+        def _reduce_dispatcher(fn: Any) -> Any:
+            made = ("register", "dispatch", "registry", "_clear_cache")
+            attributes = {k: v for k, v in fn.__dict__.items() if k not in made}
+            shown = ("__module__", "__name__", "__qualname__", "__doc__")
+            state = (dict(fn.registry), attributes, {k: getattr(fn, k) for k in shown})
+            return _make_dispatcher, (fn.__name__,), state, None, None, _set_dispatcher_state
 
         @staticmethod
         def _reduce_view(view: memoryview) -> Any:

@@ -8,6 +8,7 @@ The C part (``_core.FutureBase``) waits, decodes and keeps the state; this class
 from __future__ import annotations
 
 from concurrent.futures import Future as _StdFuture
+from concurrent.futures._base import LOGGER
 
 from . import _core
 
@@ -74,7 +75,16 @@ class Future(_core.FutureBase, _StdFuture):
                 else:
                     waiter.add_result(self)
             self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        stopped: BaseException | None = None
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except Exception:
+                LOGGER.exception("exception calling callback for %r", self)
+            except BaseException as exc:
+                stopped = stopped or exc  # Ctrl-C is no reason to forget the others
+        if stopped is not None:
+            raise stopped
 
 
 _core._set_future_class(Future)

@@ -143,10 +143,12 @@ def prepare(threads: int) -> None:
     _plan = threads, _setters(os.environ), thread_env(threads)
 
 
-def apply(threads: int) -> None:
+def apply(threads: int, wardens: bool = False) -> None:
     """Limit this process: libraries loaded now, then those loaded later.
 
-    Free when the variables say so already: libraries then read them, or will.
+    Free when the variables say so already: libraries then read them, or will.  wardens: this is the
+    environment that the fork server was started with; then only what warden_env() added is looked
+    at, since to look at every variable costs a worker a quarter of a megabyte.
     """
     if _plan is not None and _plan[0] == threads:
         from . import _core
@@ -157,6 +159,8 @@ def apply(threads: int) -> None:
             os.environ[name] = value
         return
     ours = os.environ.pop("TRIREME_SET", "").split(",")
+    if wardens and all(os.environ.get(name) == str(threads) for name in ours if name):
+        return
     user = {name: value for name, value in os.environ.items() if name not in ours}
     added = thread_env(threads, user)
     if all(os.environ.get(name) == value for name, value in added.items()):

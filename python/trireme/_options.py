@@ -7,10 +7,14 @@ looks at for each call anyway (timeout, retries, priority) is checked there.
 
 from __future__ import annotations
 
+import operator
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+_ENDLESS = (1 << 31) - 1  # a number without an upper limit may be larger, and means this one
 
 KINDS = ("process", "thread", "serial")
 STARTS = ("forkserver", "fork", "spawn")
@@ -39,36 +43,86 @@ def _as_iterator(items: Any, what: str) -> Iterator[Any]:
         raise
 
 
+def _integer(
+    name: str, value: Any, low: int, high: int | None, what: str = "an int or None"
+) -> int:
+    """*value* as an int, whatever says that it is one (NumPy's do); bool is none."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {what}, not {type(value).__name__}") from None
+    if high is None and number < low:
+        raise ValueError(f"{name} must be at least {low}, not {number}")
+    if high is not None and not low <= number <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, not {number}")
+    return min(number, high or _ENDLESS)
+
+
+def _spin_ns(spin: Any) -> int:
+    if spin is None:
+        return -1
+    try:
+        if isinstance(spin, str):
+            raise TypeError
+        seconds = float(spin)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"spin must be a number of seconds or None, not {type(spin).__name__}"
+        ) from None
+    if not seconds >= 0:
+        raise ValueError(f"spin must be 0 seconds or more, not {seconds}")
+    return int(min(seconds, 1e9) * 1e9)
+
+
 def _check_pool_options(
-    workers: Any, kind: str, start: str, initializer: Any, max_tasks_per_worker: Any
-) -> None:
+    kind: str,
+    start: str,
+    initializer: Any,
+    workers: Any,
+    max_tasks_per_worker: Any,
+    threads_per_worker: Any,
+    arena_bytes: Any,
+    slots: Any,
+    spin: Any,
+    max_restarts: Any,
+) -> dict[str, int]:
+    """Refuse what is wrong; what is left as ``_core.PoolBase._open`` wants it, and ``threads``.
+
+    0 is the default there; ``threads`` is -1 for that.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
-    if workers is not None:
-        if isinstance(workers, bool) or not isinstance(workers, int):
-            raise TypeError(f"workers must be an int or None, not {type(workers).__name__}")
-        if not 1 <= workers <= 1024:
-            raise ValueError(f"workers must be from 1 to 1024, not {workers}")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be callable")
-    if max_tasks_per_worker is not None:
-        if isinstance(max_tasks_per_worker, bool) or not isinstance(max_tasks_per_worker, int):
-            raise TypeError(
-                "max_tasks_per_worker must be an int or None, "
-                f"not {type(max_tasks_per_worker).__name__}"
-            )
-        if max_tasks_per_worker < 1:
-            raise ValueError("max_tasks_per_worker must be at least 1")
+    numbers = {"spin_ns": _spin_ns(spin)}
+    table: tuple[tuple[str, str, Any, int, int | None], ...] = (
+        ("workers", "workers", workers, 1, 1024),
+        ("max_tasks_per_worker", "max_tasks", max_tasks_per_worker, 1, None),
+        ("threads_per_worker", "threads", threads_per_worker, 0, None),
+        ("arena_bytes", "arena_bytes", arena_bytes, 1, 1 << 60),
+        ("slots", "slots", slots, 1, 1 << 19),
+        ("max_restarts", "max_restarts", max_restarts, 1, None),
+    )
+    for name, into, value, low, high in table:
+        none = -1 if into == "threads" else 0
+        numbers[into] = none if value is None else _integer(name, value, low, high)
+    for name, value in (
+        ("max_tasks_per_worker", max_tasks_per_worker),
+        ("threads_per_worker", threads_per_worker),
+    ):
+        if value is not None and kind != "process":
+            raise ValueError(f"{name} needs worker processes: kind must be 'process', not {kind!r}")
+    return numbers
 
 
-def _chunk(chunk: int | None) -> int:
+def _chunk(chunk: Any) -> int:
     if chunk is None:
         return 0
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be a positive int or None, not {chunk!r}")
-    return chunk
+    return _integer("chunk", chunk, 1, None)
 
 
 def _map_options(

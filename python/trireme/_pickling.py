@@ -21,6 +21,7 @@ import _pickle as pickle  # the C half; pickle.py would import re, codecs and mo
 import sys
 import types
 
+from . import _core
 from ._byvalue import PROTOCOL, _dump_by_value, become_worker, expects_code
 from ._importable import (
     MISSING,
@@ -73,11 +74,22 @@ class UnpicklableError(pickle.PicklingError, TypeError):
     """
 
 
+def _is_array(obj: Any) -> bool:
+    """Whether *obj* is an array of NumPy's, whose PickleBuffer nobody but the pickler has."""
+    return isinstance(obj, getattr(sys.modules.get("numpy"), "ndarray", ()))
+
+
 def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """A buffer_callback that takes large buffers out of the stream, into *buffers*."""
+    """A buffer_callback that takes large buffers out of the stream, into *buffers*.
+
+    A read-only array arrives writable, if its memory there is: as in the pickles of
+    multiprocessing, and because the array may be a view of an argument.
+    """
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
+        if raw.readonly and _is_array(raw.obj):
+            _core._say_readonly(buffer, False)
         if raw.nbytes < BUFFER_MIN:
             return True
         buffers.append(raw)

@@ -12,7 +12,8 @@ import sys
 import threading
 import weakref
 
-from . import _core, _future, _output, _pickling, _warden
+from . import _attend, _core, _future, _output, _pickling, _settings, _warden
+from ._attend import _open_pools, _serve, _stop_serving
 from ._options import STARTS, _as_items, _as_iterator, _check_pool_options, _map_options
 
 TYPE_CHECKING = False
@@ -29,8 +30,6 @@ __all__ = ["STARTS", "Pool", "cpu_count", "default_pool", "map", "starmap", "sub
 
 _MAP, _ORDERED, _UNORDERED, _ASYNC = range(4)
 
-_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_serving = threading.RLock()
 _opening = threading.RLock()  # one thread at a time starts or replaces the shared warden
 
 
@@ -44,7 +43,8 @@ def cpu_count(physical: bool = False) -> int:
 
 def _default_workers() -> int:
     """As many as CPUs; one inside a worker, so that nested pools do not multiply."""
-    return 1 if os.environ.get("TRIREME_WORKER") == str(os.getpid()) else cpu_count()
+    worker = sys.modules.get("trireme._worker")
+    return 1 if worker is not None and worker.pid == os.getpid() else cpu_count()
 
 
 class Pool(_core.PoolBase):
@@ -65,10 +65,11 @@ class Pool(_core.PoolBase):
         arena_bytes: shared memory that one participant may fill; None for the machine's.
         slots: tasks in flight at most; submit() blocks beyond.
         spin: seconds a participant may search busily before it sleeps; None for the default.
+        max_restarts: deaths within 10 s after which the pool gives up; None for the default.
 
     Use as a context manager, or call :meth:`close` and :meth:`join`, or :meth:`terminate`.  A
-    pool that is dropped without that is terminated.  In a fork of this process every method
-    raises RuntimeError.
+    pool that is dropped without that ends when the tasks in flight have ended.  In a fork of this
+    process every method raises RuntimeError.
     """
 
     # A facade's word on a result that cannot be unpickled: the exception that takes its place.
@@ -96,9 +97,20 @@ class Pool(_core.PoolBase):
         spin: float | None = None,
         max_restarts: int | None = None,
     ) -> None:
-        _check_pool_options(workers, kind, start, initializer, max_tasks_per_worker)
-        if workers is None:
-            workers = _default_workers()
+        numbers = _check_pool_options(
+            kind,
+            start,
+            initializer,
+            workers,
+            max_tasks_per_worker,
+            threads_per_worker,
+            arena_bytes,
+            slots,
+            spin,
+            max_restarts,
+        )
+        threads = numbers.pop("threads")
+        workers = numbers["workers"] = numbers["workers"] or _default_workers()
         self._workers = workers
         self._kind = kind
         self._start = start
@@ -111,24 +123,19 @@ class Pool(_core.PoolBase):
         if initializer is not None and shares is not None and shares.Shared._live:
             initializer, initargs = shares.call, (initializer, tuple(initargs))
         if kind == "process":
-            setup = self._setup(workers, start, initializer, tuple(initargs), threads_per_worker)
+            setup = self._setup(workers, start, initializer, tuple(initargs), threads)
         elif initializer is not None:
             from functools import partial
 
             prepare = partial(initializer, *initargs)
         options: dict[str, Any] = {
             "threads": kind == "thread",
-            "workers": workers,
             "spawn": start == "spawn",
             "setup": setup,
             "output": kind == "process",
-            "arena_bytes": arena_bytes or 0,
-            "slots": slots or 0,
-            "spin_ns": -1 if spin is None else int(spin * 1e9),
-            "max_tasks": max_tasks_per_worker or 0,
-            "max_restarts": max_restarts or 0,
             "serve": _serve,
             "initializer": prepare,
+            **numbers,
         }
         if kind == "process" and start != "fork":
             self._open_shared(options)
@@ -161,9 +168,9 @@ class Pool(_core.PoolBase):
         start: str,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
-        threads: int | None,
+        threads: int,
     ) -> bytes:
-        if threads is None:
+        if threads < 0:
             threads = max(1, cpu_count() // workers)
         elif threads == 0 and start != "fork":
             # The fork server's libraries have their limit already; this is what none would be.
@@ -174,10 +181,9 @@ class Pool(_core.PoolBase):
             "forward": _output.want_forwarding(),
         }
         if start != "fork":  # a fork has all that, also the one that replaces another later
-            info["environ"] = dict(os.environ)
-            info["cwd"] = _warden.folder()
-            info["path"] = _warden.search_path()
+            info.update(_warden.news())
             info["argv"] = list(sys.argv)
+            info["settings"] = _settings.changed()
         elif threads:
             from . import _limits
 
@@ -301,6 +307,7 @@ class Pool(_core.PoolBase):
         try:
             return job._get(None)
         finally:
+            del job  # a traceback holds this frame
             if shown:
                 shown.close()
 
@@ -361,7 +368,7 @@ class Pool(_core.PoolBase):
             except TypeError:
                 total = None
             shown = make_progress(progress, total)
-        return self._job(
+        job = self._job(
             fn,
             items,
             -1,
@@ -371,6 +378,7 @@ class Pool(_core.PoolBase):
             finish=shown.close if shown else None,
             **options,
         )
+        return job._handle()
 
     def map_async(
         self,
@@ -524,6 +532,10 @@ class Pool(_core.PoolBase):
             self.terminate()
             raise
 
+    def __del__(self) -> None:
+        if self._pending():
+            _attend.let_go(self)  # else C ends the workers
+
     def __reduce__(self) -> Any:
         raise TypeError(
             "a Pool cannot be pickled or sent to a worker: it belongs to the process that opened "
@@ -559,71 +571,13 @@ class Pool(_core.PoolBase):
         return f"<trireme.Pool {self._workers} {self._kind} workers, {state}>"
 
 
-# ---------------------------------------------------------------------------------------------
-# The thread that waits when nobody else does, only while somebody is to be told
-# ---------------------------------------------------------------------------------------------
-
-
-def _serve(pool: Pool) -> None:
-    """Called by C when a future or job of *pool* is watched: have a thread wait for it."""
-    with _serving:
-        if pool._server is None and not pool._stopping:
-            pool._server = threading.Thread(
-                target=_serve_loop, args=(pool,), name="trireme-watch", daemon=True
-            )
-            pool._server.start()
-
-
-def _serve_loop(pool: Pool) -> None:
-    while True:
-        with _serving:
-            if pool._stopping or not pool._watched:
-                pool._server = None
-                return
-        try:
-            pool._step(0.2)
-        except Exception:
-            with _serving:
-                pool._server = None
-            return
-
-
-def _stop_serving(pool: Pool, limit: float | None = None) -> None:
-    """Send the thread of :func:`_serve` home, if it is another one, and wait until it has gone."""
-    thread = pool._server
-    if thread is not None and thread is not threading.current_thread():
-        pool._stopping = True
-        pool._nudge()
-        thread.join(limit)
-
-
-def _before_fork() -> None:
-    """No thread of ours runs while the user forks: the child would inherit its locks."""
-    for pool in list(_open_pools):
-        _stop_serving(pool)
-
-
-def _after_fork_parent() -> None:
-    for pool in list(_open_pools):
-        if pool._stopping:
-            pool._stopping = False
-            if pool._watched:
-                _serve(pool)
-
-
 def _after_fork_child() -> None:
-    global _default, _serving, _opening
-    _open_pools.clear()
+    global _default, _opening
     _default = None
-    _serving = threading.RLock()
     _opening = threading.RLock()
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_parent,
-    after_in_child=_after_fork_child,
-)
+os.register_at_fork(after_in_child=_after_fork_child)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -684,6 +638,7 @@ def _at_exit() -> None:
             # ends by Ctrl-C forgets that it does.
             pool._refuse()
             _stop_serving(pool, 2.0)
+            pool._stopping = True  # for whom a pool that is being dropped has yet to start
             pool._end(True, 2.0, False)
             pool._joined = True
         except Exception:

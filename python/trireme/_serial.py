@@ -6,7 +6,7 @@ from __future__ import annotations
 from concurrent.futures import Future as _StdFuture
 
 from . import _share
-from ._options import _as_iterator, _check_pool_options, _chunk
+from ._options import _as_iterator, _check_pool_options, _chunk, _integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,23 +34,26 @@ def _check_callable(fn: Any) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Options of a call mean nothing here, but a wrong one is as wrong as in any other pool."""
+    """A wrong option is as wrong as in any other pool, and so is one that needs workers to kill."""
     _chunk(options.pop("chunk", None))
     options.pop("caller", None)
     timeout = options.pop("timeout", None)
     if timeout is not None:
-        if not isinstance(timeout, (int, float)):
+        try:
+            seconds = float(timeout) if not isinstance(timeout, str) else None
+        except (TypeError, ValueError):
+            seconds = None
+        if seconds is None:
             raise TypeError(
                 f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
             )
-        if not timeout > 0:
+        if not seconds > 0:
             raise ValueError("timeout must be more than 0 seconds")
-    for name, low, high in (("retries", 0, 65535), ("priority", -2, 2)):
-        value = options.pop(name, 0)
-        if not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be from {low} to {high}")
+        if seconds <= 9e9:  # more than that is none in C, too
+            raise ValueError("timeout needs worker processes: the caller's call cannot be stopped")
+    if _integer("retries", options.pop("retries", 0), 0, 65535, "an int"):
+        raise ValueError("retries needs worker processes: the caller's calls die with the caller")
+    _integer("priority", options.pop("priority", 0), -2, 2, "an int")
     for name in options:
         raise TypeError(f"unexpected keyword argument {name!r}")
 
@@ -75,6 +78,8 @@ class _Results:
             raise
         try:
             return self._pool._call(self._fn, args, {})
+        except StopIteration as exc:  # which would be this iterator's end
+            raise RuntimeError("a task raised StopIteration") from exc
         finally:
             if self._shown:
                 self._shown.update(1)
@@ -91,8 +96,8 @@ class _Results:
 class SerialPool:
     """The methods of Pool, run in the caller, one after the other, without pickling.
 
-    ``timeout``, ``retries`` and ``priority`` are accepted and mean nothing: there is no worker to
-    kill.  Exceptions come as they are.
+    ``timeout`` and ``retries`` are refused: there is no worker to kill.  ``chunk``, ``priority``
+    and ``caller`` are accepted and mean nothing.  Exceptions come as they are.
     """
 
     workers = 1
@@ -113,7 +118,18 @@ class SerialPool:
         spin: float | None = None,
         max_restarts: int | None = None,
     ) -> None:
-        _check_pool_options(workers, "serial", start, initializer, max_tasks_per_worker)
+        _check_pool_options(
+            "serial",
+            start,
+            initializer,
+            workers,
+            max_tasks_per_worker,
+            threads_per_worker,
+            arena_bytes,
+            slots,
+            spin,
+            max_restarts,
+        )
         self._closed = False
         self._calls = 0
         self._failed = 0

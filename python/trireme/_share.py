@@ -2,7 +2,12 @@
 """share(): put an object into shared memory once, pass it by reference ever after.
 
 A shared object is pickled into a sealed memfd with its large buffers beside the pickle, so that
-arrays in it are read in place by every worker.  What travels with a task is a few numbers; a
+arrays in it are read in place by every worker.  NumPy gives a buffer for plain, contiguous arrays
+of common types only; of the others (_as_buffer) a contiguous copy is stored, and the array that a
+task gets lies in that.  Where the object can travel only by value, that other pickler is left to
+do as it does, and such arrays in it are copies.
+
+What travels with a task is a few numbers; a
 worker opens the memory when it meets the object for the first time and remembers it until the
 owner has let go.  Nothing has a name: a worker reaches the memory through the owner's descriptor.
 
@@ -18,8 +23,10 @@ pickled, too.
 
 from __future__ import annotations
 
+import _pickle as pickle  # the C half, as in _pickling
 import contextlib
 import fcntl
+import io
 import itertools
 import mmap
 import operator
@@ -69,8 +76,90 @@ def _load(memory: mmap.mmap) -> Any:
     return _pickling.loads(data, buffers)
 
 
+# ---------------------------------------------------------------------------------------------
+# Arrays
+# ---------------------------------------------------------------------------------------------
+
+
+def _array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any, kind: Any = None) -> Any:
+    """An array that lies in *buffer*, and is read-only if that is; *kind*: a subclass."""
+    import numpy as np
+
+    array = np.ndarray(shape, dtype, buffer=buffer, order=order)
+    return array if kind is None else array.view(kind)
+
+
+def _masked(data: Any, mask: Any, fill_value: Any, hard: bool, attributes: Any) -> Any:
+    """A masked array of these two arrays."""
+    import numpy as np
+
+    array = np.ma.MaskedArray(data, mask, copy=False, fill_value=fill_value, hard_mask=hard)
+    vars(array)["_optinfo"] = dict(attributes)
+    return array
+
+
+def _as_buffer(array: Any, np: Any) -> Any:
+    """How to pickle *array* so that it is read in place; NotImplemented: NumPy knows best."""
+    kind = type(array)
+    if kind is np.ma.MaskedArray:
+        if array.dtype.hasobject:
+            return NotImplemented
+        mask = array._mask if array._mask is np.ma.nomask else np.asarray(array._mask)
+        parts = np.asarray(array._data), mask, array._fill_value
+        return _masked, (*parts, array._hardmask, array._optinfo)
+    kinds = (np.ndarray, np.memmap, np.matrix, np.recarray)
+    if kind not in kinds or array.dtype.hasobject or not array.dtype.itemsize:
+        return NotImplemented
+    order = "F" if array.flags.fnc else "C"
+    bare = array.view(np.ndarray)
+    # The bytes, for a dtype that NumPy makes no buffer of, such as datetime64.
+    raw = np.ascontiguousarray(bare.T if order == "F" else bare).reshape(-1).view(np.uint8)
+    where = pickle.PickleBuffer(raw), array.dtype, array.shape, order
+    return _array, where if kind is np.ndarray else (*where, kind)
+
+
+class _Pickler(pickle.Pickler):
+    """The C pickler, which asks about every object that it has no code of its own for."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """See _as_buffer()."""
+        np = sys.modules.get("numpy")
+        if np is None or not isinstance(obj, getattr(np, "ndarray", ())):
+            return NotImplemented
+        return _as_buffer(obj, np)
+
+
+def _dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
+    """As _pickling.dumps(), with every array such that it is read-only at the other end."""
+    buffers: list[memoryview] = []
+
+    def callback(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= _pickling.BUFFER_MIN:
+            buffers.append(raw)
+            return False
+        if _pickling._is_array(raw.obj):
+            _core._say_readonly(buffer, True)
+        return True
+
+    stream = io.BytesIO()
+    try:
+        _Pickler(stream, _pickling.PROTOCOL, buffer_callback=callback).dump(obj)
+        data = stream.getvalue()
+        if not _pickling._names_strange_module(data):
+            return data, buffers
+    except Exception:
+        pass
+    return _pickling.dumps(obj, "shared object")
+
+
+# ---------------------------------------------------------------------------------------------
+# The memory
+# ---------------------------------------------------------------------------------------------
+
+
 def _store(obj: Any, number: int) -> tuple[int, mmap.mmap]:
-    data, buffers = _pickling.dumps(obj, "shared object")
+    data, buffers = _dumps(obj)
     head = struct.pack("=8xQQQ", number, len(data), len(buffers))
     head += struct.pack(f"={len(buffers)}Q", *(b.nbytes for b in buffers))
     size = len(head) + len(data)
@@ -154,7 +243,8 @@ class Shared:
     container.  Anywhere else, as an attribute of an object or captured by a function, it stays a
     handle, and ``value`` is the object.  That is so in pools of every kind.
 
-    Arrays in the object are read-only.  The memory goes back when the handle and every view are
+    Arrays in the object are read-only, whatever their layout and type: those of NumPy's own array
+    classes that hold no Python objects.  The memory goes back when the handle and every view are
     gone; keep the handle while tasks that use it are in flight.
     """
 

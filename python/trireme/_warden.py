@@ -21,6 +21,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 # Libraries that must not be imported in a process that forks: they start threads or open devices.
 _NOT_PRELOADED = {"cupy", "jax", "jaxlib", "tensorflow", "torch", "ray", "mpi4py", "trireme"}
@@ -31,6 +32,7 @@ _REFUSED = 100  # plus errno: how the process in between says that it could not 
 # the end of the interpreter has anything to say about it.
 _main = -1
 _main_pid = 0
+_given: dict[str, Any] = {}  # the surroundings that it was started in
 _between = 0
 _served = False  # it has answered once
 _theirs = 0  # the warden's end, by its inode
@@ -61,6 +63,9 @@ def _flags() -> list[str]:
             out.append(option)
     if sys.flags.isolated:
         out.append("-I")
+    for name, letter in (("optimize", "O"), ("bytes_warning", "b"), ("dont_write_bytecode", "B")):
+        if getattr(sys.flags, name):
+            out.append("-" + letter * getattr(sys.flags, name))
     out += [f"-W{w}" for w in sys.warnoptions]
     for name, value in getattr(sys, "_xoptions", {}).items():
         out.append(f"-X{name}" if value is True else f"-X{name}={value}")
@@ -132,8 +137,22 @@ def _above_two(fd: int) -> int:
         os.close(fd)
 
 
+def _surroundings() -> dict[str, Any]:
+    return {"environ": dict(os.environ), "cwd": folder(), "path": search_path()}
+
+
+def news() -> dict[str, Any]:
+    """What a worker must be told of this process's surroundings: what its warden does not know.
+
+    To compare and set a hundred variables costs each worker a quarter of a megabyte.
+    """
+    now = _surroundings()
+    known = _given if _main >= 0 and _main_pid == os.getpid() else now  # it starts with that
+    return {name: value for name, value in now.items() if value != known.get(name)}
+
+
 def _start(spawn: bool) -> None:
-    global _main, _main_pid, _between, _served, _theirs
+    global _main, _main_pid, _between, _served, _theirs, _given
     if _main_pid != os.getpid():
         _spared.clear()
     if _main >= 0:
@@ -144,7 +163,8 @@ def _start(spawn: bool) -> None:
 
     from . import _core, _limits
 
-    path = search_path()
+    given = _surroundings()
+    path = given["path"]
     executable = sys.executable
     if not executable:
         raise RuntimeError("sys.executable is empty: use start='fork'")
@@ -165,8 +185,7 @@ def _start(spawn: bool) -> None:
     actions = [(os.POSIX_SPAWN_DUP2, theirs, theirs)]
     if pidfd >= 0:
         actions.append((os.POSIX_SPAWN_DUP2, pidfd, pidfd))
-    env = dict(os.environ)
-    env.update(_limits.warden_env())
+    env = {**given["environ"], **_limits.warden_env()}
     try:
         # SIGINT stays blocked until the warden ignores it: Ctrl-C is the owner's business.
         _between = os.posix_spawn(
@@ -186,6 +205,7 @@ def _start(spawn: bool) -> None:
             os.close(pidfd)
     _main = ours
     _main_pid = os.getpid()
+    _given = given
     _served = False
     _theirs = inode
 

@@ -5,12 +5,18 @@ A function sent by value takes along what it refers to: globals, cells, defaults
 for every call would cost more than most calls, so what it depends on is written down once, as
 bindings that must still be the same objects.  That proves something only where those objects cannot
 change in place; a function that refers to one that can is *volatile* and pickled for each call.
+
+A class is what its body is bound to, and its bases' bodies are.  What the language, dataclasses,
+enum, abc and typing keep there for themselves is compared like the rest, but not looked into: it
+can change in place and means nothing to a worker.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
+from _operator import is_
 
 from ._importable import MISSING, _found_by_name, _judge, _Missing, _namespace_key
 
@@ -61,6 +67,15 @@ _CONSTANT_TYPES = (
     ("operator", "attrgetter"),
     ("operator", "methodcaller"),
     ("typing", "TypeVar"),
+    ("typing", "ParamSpec"),
+    ("typing", "TypeVarTuple"),
+    ("typing", "TypeAliasType"),
+    ("typing", "_Final"),
+    ("dataclasses", "Field"),
+    ("dataclasses", "_MISSING_TYPE"),
+    ("dataclasses", "_HAS_DEFAULT_FACTORY_CLASS"),
+    ("attr", "Attribute"),
+    ("_collections", "_tuplegetter"),
     ("numpy", "generic"),
     ("numpy", "dtype"),
     ("numpy", "ufunc"),
@@ -68,6 +83,18 @@ _CONSTANT_TYPES = (
 
 #: Further types whose instances are constant for their lifetime; other modules may add theirs.
 IMMUTABLE_TYPES: set[type] = set()
+
+# Attributes of classes that others than the user keep there.
+_BOOKKEEPING = (
+    "_abc_",
+    "_member_",
+    "_value2member_",
+    "_hashable_values_",
+    "_unhashable_values_",
+    "_field_defaults",
+)
+
+_METHODS = (types.FunctionType, staticmethod, classmethod, property)
 
 _WATCH_LIMIT = 2000
 
@@ -79,8 +106,7 @@ class _Watch:
         self.names: list[tuple[dict[str, Any], str, Any]] = []
         self.cells: list[tuple[Any, Any]] = []
         self.functions: list[tuple[types.FunctionType, Any, Any, Any]] = []
-        self.sizes: list[tuple[dict[str, Any], int]] = []
-        self.classes = False
+        self.namespaces: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
         self.volatile = False
         self._seen: dict[int, Any] = {}
         self._budget = _WATCH_LIMIT
@@ -108,10 +134,14 @@ class _Watch:
             return True
         if isinstance(value, types.ModuleType):
             return _judge(value.__name__)
-        if kind is types.BuiltinFunctionType:
+        if kind is types.BuiltinFunctionType or kind is types.MethodWrapperType:
             return value.__self__ is None or self.is_constant(value.__self__)
         if kind is types.MethodType:
             return self.is_constant(value.__func__) and self.is_constant(value.__self__)
+        if kind is staticmethod or kind is classmethod:
+            return self.is_constant(value.__func__)
+        if isinstance(value, (property, types.DynamicClassAttribute)) and _found_by_name(kind):
+            return all([self.is_constant(part) for part in (value.fget, value.fset, value.fdel)])
         if kind in IMMUTABLE_TYPES:
             return True
         for module, name in _CONSTANT_TYPES:
@@ -128,10 +158,17 @@ class _Watch:
         if functools is not None:
             if kind is functools.partial:
                 parts = (value.func, value.args, *value.keywords.values())
-                self.sizes.append((value.__dict__, 0))
-                return not value.__dict__ and all([self.is_constant(part) for part in parts])
+                self.add_namespace(value.__dict__)
+                return all([self.is_constant(part) for part in parts])
+            if kind is functools.partialmethod:
+                parts = (value.func, value.args, *value.keywords.values())
+                return all([self.is_constant(part) for part in parts])
+            if kind is functools.cached_property:
+                return self.is_constant(value.func)
+            if kind is functools.singledispatchmethod:
+                return self.is_constant(value.func) and self.is_constant(value.dispatcher)
             if kind.__name__ == "_lru_cache_wrapper" and hasattr(value, "__wrapped__"):
-                self.add_attributes(value)
+                self.add_namespace(value.__dict__)
                 return self.is_constant(value.__wrapped__)
         enum = sys.modules.get("enum")
         if enum is not None and isinstance(value, enum.Enum):
@@ -161,11 +198,21 @@ class _Watch:
             except ValueError:
                 if value is not MISSING:
                     return False
-        for fn, *parts in self.functions:
-            now = fn.__code__, fn.__defaults__, fn.__kwdefaults__
-            if not all([a is b for a, b in zip(now, parts, strict=True)]):
+        for fn, code, defaults, kwdefaults in self.functions:
+            if (
+                fn.__code__ is not code
+                or fn.__defaults__ is not defaults
+                or fn.__kwdefaults__ is not kwdefaults
+            ):
                 return False
-        return all(len(namespace) == size for namespace, size in self.sizes)
+        for namespace, names, values in self.namespaces:
+            if len(namespace) != len(names):
+                return False
+            if names and not (
+                all(map(is_, namespace, names)) and all(map(is_, namespace.values(), values))
+            ):
+                return False
+        return True
 
     def add_globals(self, fn: types.FunctionType) -> None:
         """Watch the globals that a by-value function takes along."""
@@ -180,6 +227,9 @@ class _Watch:
     def add_function(self, fn: types.FunctionType) -> None:
         """Watch the globals, cells, defaults and attributes of a by-value function."""
         self.add_globals(fn)
+        if _is_dispatcher(fn):
+            self.add_namespace(_dict_behind(fn.registry))  # type: ignore[attr-defined]
+            return
         for cell in fn.__closure__ or ():
             try:
                 value = cell.cell_contents
@@ -196,37 +246,78 @@ class _Watch:
         self.functions.append((fn, fn.__code__, fn.__defaults__, fn.__kwdefaults__))
         if fn.__kwdefaults__:
             self.add_namespace(fn.__kwdefaults__)
-        self.add_attributes(fn)
+        self.add_namespace(fn.__dict__)
 
-    def add_attributes(self, value: Any) -> None:
-        """Watch the attributes of a function or of what wraps one."""
-        self.add_namespace(value.__dict__)
-
-    def add_namespace(self, namespace: dict[str, Any]) -> None:
+    def add_namespace(self, namespace: dict[Any, Any]) -> None:
         """Watch all that is bound in *namespace*, and that nothing is added."""
-        self.sizes.append((namespace, len(namespace)))
-        for name, value in namespace.items():
-            self.names.append((namespace, name, value))
-            self.add(value)
+        self.namespaces.append((namespace, tuple(namespace), tuple(namespace.values())))
+        for name, value in list(namespace.items()):
+            if name != "__annotations__":
+                self.add(value)
 
     def add_class(self, cls: type) -> None:
-        """Watch the globals that the methods of a by-value class refer to, nothing else of it.
-
-        The cells of methods are left out: they hold ``__class__`` and the book-keeping of
-        decorators (every dataclass has a set in one), which would make each such class volatile.
-        """
-        self.classes = True
+        """Watch the body of a by-value class, of its bases and of its metaclass."""
         for base in cls.__mro__:
-            if base is not cls and _found_by_name(base):
+            if base is not cls:
+                if id(base) in self._seen or _found_by_name(base):
+                    continue
+                self._seen[id(base)] = base
+            self.add_body(base)
+        self.is_constant(type(cls))
+
+    def add_body(self, cls: type) -> None:
+        """Watch what the names in the body of a class are bound to."""
+        body = _dict_behind(cls.__dict__)
+        self.namespaces.append((body, tuple(body), tuple(body.values())))
+        for name, value in list(body.items()):
+            if isinstance(value, types.FunctionType):
+                self.add_method(value)
+            elif name.startswith("__") and name.endswith("__") and type(value) not in _METHODS:
+                continue  # the language's, or a decorator's
+            elif not name.startswith(_BOOKKEEPING):
+                self.add(value)
+
+    def add_method(self, fn: types.FunctionType) -> None:
+        """Watch a function in a class.
+
+        What decorators and the language put around it is a function of an importable module, and
+        may hold state in its cells: a set against recursion in every dataclass, for one.  Only
+        the functions and classes there are of interest.
+        """
+        if fn.__name__ in ("__annotate_func__", "__annotate__") or _found_by_name(fn):
+            return
+        if not _judge(fn.__globals__.get("__name__") or "__main__"):
+            self.is_constant(fn)
+            return
+        if id(fn) in self._seen:
+            return
+        self._seen[id(fn)] = fn
+        self.add_globals(fn)
+        for cell in fn.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:
                 continue
-            for member in list(base.__dict__.values()):
-                if isinstance(member, property):
-                    functions = [member.fget, member.fset, member.fdel]
-                else:
-                    functions = [getattr(member, "__func__", member)]
-                for fn in functions:
-                    if isinstance(fn, types.FunctionType) and not _found_by_name(fn):
-                        self.add_globals(fn)
+            if isinstance(value, types.FunctionType):
+                self.cells.append((cell, value))
+                self.add_method(value)
+            elif isinstance(value, (*_METHODS, type)):
+                self.cells.append((cell, value))
+                self.add(value)
+
+
+def _dict_behind(proxy: Any) -> dict[Any, Any]:
+    """The dictionary that a mappingproxy shows: C looks names up in it, with no call of Python."""
+    (found,) = [obj for obj in gc.get_referents(proxy) if isinstance(obj, dict)]
+    return found
+
+
+def _is_dispatcher(fn: types.FunctionType) -> bool:
+    """Whether *fn* is what functools.singledispatch made of a function."""
+    functools = sys.modules.get("functools")
+    if functools is None or fn.__globals__ is not functools.__dict__:
+        return False
+    return hasattr(fn, "registry") and fn.__code__ in functools.singledispatch.__code__.co_consts
 
 
 def _wanted_module(fn: types.FunctionType) -> str | None:
@@ -241,8 +332,10 @@ def _wanted_module(fn: types.FunctionType) -> str | None:
         return None
     for name in _global_names(fn.__code__):
         value = fn.__globals__.get(name, MISSING)
-        own = isinstance(value, (types.FunctionType, type)) and value.__module__ == module
-        if own or not _Watch().is_constant(value):
+        if isinstance(value, (types.FunctionType, type)):
+            if value.__module__ == module:
+                return module
+        elif not _Watch().is_constant(value):
             return module
     return None
 
@@ -263,11 +356,11 @@ def _global_names(code: types.CodeType) -> list[str]:
 
 def function_watch(
     fn: Any,
-) -> tuple[list[Any], list[Any], bool, list[Any], list[Any], bool] | None:
+) -> tuple[list[Any], list[Any], bool, list[Any], list[Any]] | None:
     """What dumps_function(fn) depends on, so that C can tell cheaply if it is still right.
 
     None: *fn* travels by name, its pickle is right for ever.  Otherwise ``(names, cells,
-    volatile, functions, sizes, classes)``:
+    volatile, functions, namespaces)``:
 
     names     list of (dict, name, value): right while ``dict[name] is value`` for each entry;
               *value* is MISSING where the name was not bound.
@@ -276,9 +369,8 @@ def function_watch(
     volatile  the function captured something that can change in place (a list, an array, an
               instance), so identity proves nothing: pickle it again for every call.
     functions list of (function, code, defaults, kwdefaults): right while it has these objects.
-    sizes     list of (dict, size): right while nothing was added to the dict.
-    classes   a class travels along, and attributes bound on one later are not watched: a map,
-              which is for many items, should pickle it again.
+    namespaces  list of (dict, names, values): right while these are all that the dict holds.
+              The bodies of classes are among them.
 
     The values are kept alive by the lists, hence a new object can never take an old one's
     address.
@@ -294,11 +386,4 @@ def function_watch(
         return None
     watch = _Watch()
     watch.add(fn)
-    return (
-        watch.names,
-        watch.cells,
-        watch.volatile,
-        watch.functions,
-        watch.sizes,
-        watch.classes,
-    )
+    return watch.names, watch.cells, watch.volatile, watch.functions, watch.namespaces

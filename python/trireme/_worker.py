@@ -36,6 +36,8 @@ LOG = 3
 _PENDING_MAX = 64 * 1024  # bytes of an unfinished line that are kept back
 _RECORD_MAX = 64 * 1024  # bytes in one record
 
+pid = 0  # of the worker that this is; a child of it has another.  See _pool._default_workers()
+
 _streams: list[_Stream] = []
 _replaced: list[Any] = []  # the streams of the owner, see _redirect()
 _written = False
@@ -386,8 +388,6 @@ def _move_in(environ: dict[str, str] | None, cwd: str | None) -> None:
                 os.chdir(cwd)
         except OSError:
             pass  # it is gone, or not ours to enter
-    # Pools opened by tasks: see _pool._default_workers().  Children of ours have another pid.
-    os.environ["TRIREME_WORKER"] = str(os.getpid())
 
 
 def begin(info: dict[str, Any]) -> None:
@@ -400,6 +400,7 @@ def begin(info: dict[str, Any]) -> None:
     logging      what _output.logging_config() gave at the owner, None for no forwarding
     path, argv   lists for sys.path and sys.argv
     environ      the owner's environment as a dict; cwd, its current folder
+    settings     what _settings.changed() gave at the owner
     threads      BLAS/OpenMP threads for this worker; None for no limit
     forward      False to leave the streams alone although there is an output
     reseed       False to keep inherited random state; default True
@@ -411,6 +412,8 @@ def begin(info: dict[str, Any]) -> None:
     # What is there now is the parent's too, page by page.  A collection that walks over it would
     # write to each of its pages, and so make each worker keep a copy.
     gc.freeze()
+    global pid
+    pid = os.getpid()
     send = info.get("output") if info.get("forward", True) else None
     path = info.get("path")
     if path is not None:
@@ -431,7 +434,12 @@ def begin(info: dict[str, Any]) -> None:
     if threads is not None:
         from . import _limits
 
-        _limits.apply(threads)
+        _limits.apply(threads, wardens=info.get("environ") is None)
+    settings = info.get("settings")
+    if settings:
+        from . import _settings
+
+        _settings.apply(settings)
     if info.get("reseed", True):
         _reseed()
     initializer = info.get("initializer")

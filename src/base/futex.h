@@ -39,8 +39,8 @@ static inline long tri_futex_wake(_Atomic uint32_t *word, int n)
     return syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE, n, NULL, NULL, 0);
 }
 
-/* Of those that sleep on `from` while it is `expected`, one sleeps on `to` from now on.  False: there
- * is none, or the word has changed. */
+/* Of those that sleep on `from` while it is `expected`, one sleeps on `to` from now on.  False:
+ * there is none, or the word has changed. */
 static inline bool tri_futex_move(_Atomic uint32_t *from, uint32_t expected, _Atomic uint32_t *to)
 {
     return syscall(SYS_futex, (uint32_t *)from, FUTEX_CMP_REQUEUE, 0, (void *)1, (uint32_t *)to,

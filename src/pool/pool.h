@@ -163,8 +163,8 @@ struct tri_warden_start {
 /* The warden's whole life; does not return. */
 _Noreturn void tri_warden_run(const struct tri_warden_start *start);
 
-/* warden_signals.c: a descriptor that is readable after deaths.  The two in a worker: before it runs
- * code of others, and when that is over or it is about to exec. */
+/* warden_signals.c: a descriptor that is readable after deaths.  The two in a worker: before it
+ * runs code of others, and when that is over or it is about to exec. */
 int tri_warden_signals(void);
 void tri_worker_signals_begin(void);
 void tri_worker_signals_end(bool execs);

@@ -169,7 +169,7 @@ static _Noreturn void worker_process(struct warden *wa, struct ward *wd, uint32_
         _exit(127);
     }
     if (hooks->after_fork_child) {
-        /* It runs handlers of the program's, and nobody waits for us yet who could lose patience. */
+        /* Handlers of the program's: nobody waits for us yet who could lose patience. */
         memset(&w, 0, sizeof w);
         if (wa->start->handlers_ns)
             tri_deadline_set(&w, wa->start->handlers_ns);

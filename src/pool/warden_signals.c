@@ -3,8 +3,8 @@
  * warden_signals.c - what signals do in a warden, and in the workers that it forks.
  *
  * A warden hears of deaths by a descriptor, leaves Ctrl-C to the owner, and runs no handler of the
- * owner's program.  What it ignores for itself is not its workers' to inherit, nor their children's:
- * in a worker SIGINT and SIGQUIT do nothing, and SIGPIPE is what it was in the program.
+ * owner's program.  What it ignores for itself is not its workers' to inherit, nor their
+ * children's: in a worker SIGINT and SIGQUIT do nothing, and SIGPIPE is what it was in the program.
  */
 #include <errno.h>
 #include <fcntl.h>

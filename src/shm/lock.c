@@ -9,8 +9,8 @@
  *   wait     W1 CAS w -> w | CONTENDED   W2 futex wait while low half == w | CONTENDED
  *            W3 again, from T1 with CONTENDED     others may sleep behind the one that was woken
  *   give     G1 CAS w -> 0   G2 if w had CONTENDED: futex wake one
- *   line up  L1 CAS w -> w | CONTENDED   L2 move one that sleeps elsewhere into the line of W2.  The
- *            holder does both, so G2 comes after; who was moved takes with CONTENDED, as in W3
+ *   line up  L1 CAS w -> w | CONTENDED   L2 move one that sleeps elsewhere into the line of W2.
+ *            The holder does both, so G2 comes after; who was moved takes with CONTENDED, as in W3
  *   recover  R1 W2 slept its slice out and the bearer of the name is gone: CAS w -> own name
  *
  * T1 (and R1) pairs with G1: what was written under the lock is seen by the next holder.

@@ -46,7 +46,8 @@ void tri_lock_init(tri_lock *l);
  *   -EINTR         a signal handler ran: run what it asks for, then call again
  */
 int tri_lock_acquire(tri_lock *l, int64_t timeout_ns, bool *recovered);
-/* The same for who comes from tri_cond_wait: others, moved by tri_lock_line_up, may sleep behind. */
+/* The same for who comes from tri_cond_wait: others, moved by tri_lock_line_up, may sleep behind
+ * it. */
 int tri_lock_acquire_again(tri_lock *l, int64_t timeout_ns, bool *recovered);
 
 /*

@@ -154,3 +154,62 @@ while True:
         while script.group():
             assert time.monotonic() < gone_by, "workers were left over"
             time.sleep(0.01)
+
+
+CALLBACKS = """
+    import signal, sys, time
+    import trireme as tri
+    from trireme import _pool
+    _pool._serve = lambda pool: None  # whoever waits runs the callbacks
+    told = []
+    def callback(name):
+        def run(_):
+            told.append(name)
+            if name == "b":
+                signal.raise_signal(signal.SIGINT)
+        return run
+    with tri.Pool(2) as pool:
+        first, second = [pool.submit(abs, -i) for i in (1, 2)]
+        for name in "abc":
+            first.add_done_callback(callback(name))
+        second.add_done_callback(callback("d"))
+        wait = {
+            "map": lambda: pool.map(time.sleep, [0.5] * 4),
+            "imap": lambda: list(pool.imap(time.sleep, [0.5] * 4)),
+            "result": lambda: pool.submit(time.sleep, 1).result(),
+            "its own result": lambda: (time.sleep(0.3), first.result()),
+            "join": lambda: (pool.close(), pool.join()),
+            "map_async": lambda: pool.map_async(time.sleep, [0.5] * 4).get(),
+        }[sys.argv[1]]
+        try:
+            wait()
+            print("not interrupted", end=" ")
+        except KeyboardInterrupt:
+            print("interrupted", end=" ")
+        second.result()
+        if not pool._refused:
+            pool.map(abs, [1])
+    print(*sorted(told), first.result(), second.result())
+"""
+
+
+@pytest.mark.parametrize("wait", ["map", "imap", "result", "its own result", "join", "map_async"])
+def test_an_interrupt_in_a_callback_is_for_who_waits(run_script: Any, wait: str) -> None:
+    out, err = run_script(CALLBACKS, wait)
+    assert out.split() == ["interrupted", "a", "b", "c", "d", "1", "2"]
+    assert err == ""
+
+
+def test_an_interrupt_in_a_callback_does_not_stop_the_watching_thread(run_script: Any) -> None:
+    out, err = run_script("""
+        import threading, trireme as tri
+        def interrupt(_):
+            raise KeyboardInterrupt("in a thread")
+        told = threading.Event()
+        with tri.Pool(2) as pool:
+            pool.submit(abs, 1).add_done_callback(interrupt)
+            pool.submit(abs, 2).add_done_callback(lambda _: told.set())
+            print(told.wait(20))
+    """)
+    assert out == "True\n"
+    assert "KeyboardInterrupt: in a thread" in err

@@ -623,7 +623,8 @@ def test_a_changed_function_is_sent_again() -> None:
             assert pool.submit(f, 1).result(20) == expected
             assert pool.map(f, [1, 1]) == [expected] * 2
             assert pool.map(namespace["part"], [1]) == [(expected[0], 5, *expected[2:])]
-        namespace["C"].k = 2  # of a class, only maps see that
+        namespace["C"].k = 2
+        assert pool.submit(f, 1).result(20) == (-1, 2, 4, 7, 2)
         assert pool.map(f, [1]) == [(-1, 2, 4, 7, 2)]
         assert pool.map(namespace["g"], [1]) == [(1, 0)]
         namespace["h"].mark = 9

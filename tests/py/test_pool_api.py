@@ -39,6 +39,21 @@ from tasklib import nap, square, wait_for
         ({"initializer": 5}, TypeError, "callable"),
         ({"max_tasks_per_worker": 0}, ValueError, "at least 1"),
         ({"max_tasks_per_worker": 1.5}, TypeError, "int"),
+        ({"max_restarts": 0}, ValueError, "max_restarts must be at least 1"),
+        ({"max_restarts": -1}, ValueError, "max_restarts must be at least 1"),
+        ({"max_restarts": "a"}, TypeError, "max_restarts must be an int"),
+        ({"slots": 0}, ValueError, "slots must be from 1 to"),
+        ({"slots": -1}, ValueError, "slots must be from 1 to"),
+        ({"slots": 10**9}, ValueError, "slots must be from 1 to"),
+        ({"slots": True}, TypeError, "slots must be an int"),
+        ({"arena_bytes": 0}, ValueError, "arena_bytes must be from 1 to"),
+        ({"arena_bytes": -1}, ValueError, "arena_bytes must be from 1 to"),
+        ({"arena_bytes": 1.5}, TypeError, "arena_bytes must be an int"),
+        ({"spin": -1}, ValueError, "spin must be 0 seconds or more"),
+        ({"spin": float("nan")}, ValueError, "spin must be 0 seconds or more"),
+        ({"spin": "a"}, TypeError, "spin must be a number of seconds"),
+        ({"threads_per_worker": -1}, ValueError, "threads_per_worker must be at least 0"),
+        ({"threads_per_worker": "a"}, TypeError, "threads_per_worker must be an int"),
         ({"colour": "red"}, TypeError, "colour"),
     ],
 )
@@ -46,6 +61,69 @@ from tasklib import nap, square, wait_for
 def test_bad_options_are_refused(kind: str, options: dict, error: type, match: str) -> None:
     with pytest.raises(error, match=match):
         tri.Pool(**{"kind": kind, **options})
+
+
+class Whole:
+    """A number as NumPy's integers are: no int, but it says that it is one."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+def test_whatever_is_an_integer_will_do() -> None:
+    two = Whole(2)
+    with tri.Pool(
+        two,  # type: ignore[arg-type]
+        max_tasks_per_worker=Whole(1000),  # type: ignore[arg-type]
+        threads_per_worker=two,  # type: ignore[arg-type]
+        arena_bytes=Whole(1 << 24),  # type: ignore[arg-type]
+        slots=Whole(128),  # type: ignore[arg-type]
+        max_restarts=two,  # type: ignore[arg-type]
+        spin=two.value,
+    ) as pool:
+        assert (pool.workers, pool.stats()["slots"]) == (2, 128)
+        squares = pool.map(square, range(9), chunk=two, retries=two)  # type: ignore[arg-type]
+        assert squares == [x * x for x in range(9)]
+        assert pool.submit(square, 3, priority=Whole(1)).result(20) == 9  # type: ignore[arg-type]
+    with tri.Pool(two, kind="serial") as serial:  # type: ignore[arg-type]
+        assert serial.map(square, range(9), chunk=two, priority=two)[8] == 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_tasks_per_worker": 10**12}, {"threads_per_worker": 10**12}, {"max_restarts": 10**12}],
+)
+def test_a_number_without_limit_may_be_huge(options: dict) -> None:
+    with tri.Pool(1, start="fork", **options) as pool:
+        assert pool.submit(square, 3).result(20) == 9
+
+
+@pytest.mark.parametrize("kind", ["thread", "serial"])
+def test_what_needs_processes_is_refused_elsewhere(kind: str) -> None:
+    for options in ({"max_tasks_per_worker": 3}, {"threads_per_worker": 2}):
+        with pytest.raises(ValueError, match="needs worker processes"):
+            tri.Pool(1, kind=kind, **options)
+    with tri.Pool(1, kind=kind) as pool:
+        for options in ({"timeout": 1}, {"retries": 1}):
+            for call in (
+                lambda o: pool.map(square, [1], **o),
+                lambda o: pool.starmap(pow, [(1, 2)], **o),
+                lambda o: pool.imap(square, [1], **o),
+                lambda o: pool.imap_unordered(square, [1], **o),
+                lambda o: pool.map_async(square, [1], **o),
+                lambda o: pool.starmap_async(pow, [(1, 2)], **o),
+                lambda o: pool.submit(square, 1, **o),
+                lambda o: pool.apply(square, (1,), **o),
+                lambda o: pool.apply_async(square, (1,), **o),
+            ):
+                with pytest.raises(ValueError, match="needs worker processes"):
+                    call(options)
+        # What asks for nothing is no mistake.
+        assert pool.map(square, [3], timeout=None, retries=0, priority=1) == [9]
+        assert pool.submit(square, 3, timeout=float("inf"), retries=0).result(20) == 9
 
 
 def test_workers_default_to_the_cpus() -> None:

@@ -11,6 +11,7 @@ import random
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,72 @@ def test_path_and_arguments_are_the_owners(processes: Any) -> None:
     own = [os.path.abspath(p) if p else os.getcwd() for p in sys.path]
     assert processes.submit(lambda: sys.path).result(20) == own
     assert processes.submit(os.getcwd).result(20) == os.getcwd()
+
+
+SETTINGS = """
+    import sys, warnings
+    sys.setrecursionlimit(4000)
+    warnings.filterwarnings("error", "from a task", RuntimeWarning)
+    import trireme as tri
+
+    def deep(n):
+        return n and 1 + deep(n - 1)
+
+    def warn():
+        try:
+            warnings.warn("from a task", RuntimeWarning)
+        except RuntimeWarning:
+            return sys.flags.optimize, sys.flags.bytes_warning, sys.warnoptions[0]
+
+    def begin():
+        global seen
+        seen = sys.getrecursionlimit()
+
+    for start in ("fork", "forkserver", "spawn"):
+        with tri.Pool(1, start=start, initializer=begin) as pool:
+            print(pool.submit(deep, 3000).result(), *pool.submit(warn).result(), end=" ")
+            print(pool.submit(lambda: seen).result())
+"""
+
+
+def test_settings_of_the_interpreter_are_the_owners(run_script: Any) -> None:
+    out, err = run_script(SETTINGS, flags=("-bb", "-O", "-Wignore::UserWarning"))
+    assert out.splitlines() == ["3000 1 2 ignore::UserWarning 4000"] * 3
+    assert err == ""
+
+
+def test_settings_that_nobody_changed_are_not_sent(run_script: Any) -> None:
+    source = """
+        import sys, warnings
+        from trireme import _settings
+        print(_settings.changed())
+        try:
+            import numpy
+        except ImportError:
+            pass
+        print(_settings.changed())
+        warnings.simplefilter("ignore")
+        print(sorted(_settings.changed()))
+    """
+    assert run_script(source)[0].splitlines() == ["{}", "{}", "['warnings']"]
+
+
+def test_filters_that_cannot_be_had_stay_behind() -> None:
+    from trireme import _settings
+
+    with warnings.catch_warnings():
+        _settings.apply(
+            {
+                "warnings": [
+                    ("error", None, "no_such_module:Nothing", None, 0),
+                    ("error", None, "__main__:Mine", None, 0),
+                    ("error", "hello", "builtins:UserWarning", None, 0),
+                ],
+                "recursion_limit": 1,
+            }
+        )
+        with pytest.raises(UserWarning):
+            warnings.warn("Hello, you", UserWarning, stacklevel=1)
 
 
 def test_nested_pools_work_in_tasks(processes: Any) -> None:

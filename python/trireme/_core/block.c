@@ -6,9 +6,15 @@
  * keeps the memory until its last view is gone, and then the block is free again.
  *
  * In the owner a Block holds a result and is writable: nobody else uses it any more.  In a worker
- * it holds arguments, read-only, and normally is gone when the task ends.  If the task kept a view,
- * the worker says so with the result, the owner leaves the block alone, and the Block sends it
- * home when the view dies.
+ * it holds arguments and normally is gone when the task ends.  If the task kept a view, the worker
+ * says so with the result, the owner leaves the block alone, and the Block sends it home when the
+ * view dies.
+ *
+ * Arguments are read-only, which tells a task that writes to them that it has no effect at the
+ * caller's.  Programs for multiprocessing take for granted that they may: the facades' workers say
+ * own_arguments(), and what their tasks get is writable.  A block of arguments belongs to one task,
+ * and nobody else reads it unless that task is to be run again after its worker's death; then the
+ * task gets copies (args_unpickle).
  *
  * A result too large for the arena has a mapping of its own instead (src/pool/spill.c).
  */
@@ -47,7 +53,8 @@ PyObject *block_of_spill(struct state *st, void *at, uint64_t len)
     return (PyObject *)b;
 }
 
-PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len)
+PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len,
+                        bool readonly)
 {
     BlockObject *b = block_new(st);
 
@@ -57,7 +64,7 @@ PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off
     b->off = off;
     b->ptr = v->base + off;
     b->len = (Py_ssize_t)len;
-    b->readonly = true;
+    b->readonly = readonly;
     return (PyObject *)b;
 }
 
@@ -72,6 +79,39 @@ PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t l
     b->len = (Py_ssize_t)len;
     b->readonly = w->readonly;
     return (PyObject *)b;
+}
+
+/* _own_arguments(): tasks of this worker may write to what they are given. */
+PyObject *own_arguments(PyObject *module, PyObject *none)
+{
+    (void)none;
+    state_of(module)->own_arguments = true;
+    Py_RETURN_NONE;
+}
+
+/*
+ * _say_readonly(buffer, yes): what the pickler is to write about a PickleBuffer that it has just
+ * handed to its buffer_callback.
+ *
+ * A read-only array arrives read-only, wherever its bytes go.  That is no good for a result that is
+ * a view of an argument: the owner's memory is another one.  The pickler looks at the buffer after
+ * the callback, so this is the moment to say what the other side is to have; the array itself is
+ * not touched.
+ */
+PyObject *say_readonly(PyObject *module, PyObject *args)
+{
+    const Py_buffer *view;
+    PyObject *buffer;
+    int yes;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Op", &buffer, &yes))
+        return NULL;
+    view = PyPickleBuffer_GetBuffer(buffer);
+    if (!view)
+        return NULL;
+    ((Py_buffer *)(uintptr_t)view)->readonly = yes;
+    Py_RETURN_NONE;
 }
 
 static void block_dealloc(BlockObject *b)

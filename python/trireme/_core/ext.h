@@ -11,6 +11,7 @@
  *   errors.c   what the runtime's codes and losses are in Python
  *   future.c   type FutureBase
  *   job*.c     type Job (job.h): a map, as one call, as an iterator, or in the background
+ *   handle.c   type JobHandle: what the user holds of a job that nobody need wait for
  *   mailbox.c  types Mailbox and Parcel: queues between processes
  *   reveal.c   what a task gets in the place of a Shared
  *   run.c      the worker's side: the hooks that run Python tasks
@@ -31,7 +32,7 @@
 #include "shm/slots.h"
 
 struct state {
-    PyTypeObject *pool_type, *future_type, *block_type, *fn_type, *job_type;
+    PyTypeObject *pool_type, *future_type, *block_type, *fn_type, *job_type, *handle_type;
     PyTypeObject *semlock_type, *event_type, *cond_type;
     struct tri_slots slots; /* pages of locks and their kin */
     PyTypeObject *mailbox_type, *parcel_type;
@@ -40,6 +41,7 @@ struct state {
     PyObject *dumps, *dumps_result, *dumps_function, *function_watch, *loads, *missing;
     PyObject *encode_exception, *decode_exception, *lost, *deliver, *failed_type;
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
+    bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
 };
 
 struct state *state_of(PyObject *module);
@@ -70,9 +72,11 @@ void core_drop(struct core *c);
 typedef struct PoolObject {
     PyObject_HEAD struct state *st;
     struct core *core;
-    bool threads, closed;
-    PyObject *fns;     /* id(function) -> Function */
-    PyObject *last_fn; /* the Function used last */
+    bool threads, closed; /* closed: by its user; its iterators still send */
+    Py_ssize_t iterators; /* that have more to send */
+    bool dying;           /* it is being freed: what still ends may not refer to it any more */
+    PyObject *fns;        /* id(function) -> Function */
+    PyObject *last_fn;    /* the Function used last */
     uint64_t next_fn_id;
     PyObject *told;     /* futures that ended and have somebody to tell */
     Py_ssize_t watched; /* futures not ended that somebody will be told of */
@@ -90,6 +94,8 @@ struct options {
 int option_timeout(PyObject *value, struct options *opt);
 int option_retries(PyObject *value, struct options *opt);
 int option_priority(PyObject *value, struct options *opt);
+/* Can a pool of this kind do that?  0 or -1 with an exception. */
+int options_fit(const PoolObject *pool, const struct options *opt);
 
 /* Take results, show output, tell watchers.  Number of results, or -1 with an exception. */
 int pool_pump(PoolObject *pool);
@@ -109,6 +115,8 @@ void raise_code(struct state *st, struct tri_pool *p, int err);
 PyObject *loss_exception(struct state *st, struct tri_pool *p, const struct tri_done *d,
                          PyObject *task);
 int pool_check(PoolObject *pool);
+/* The same, and may its user send it something new? */
+int pool_check_open(PoolObject *pool);
 /* Seconds as an object (None: no limit) to nanoseconds, -1 for None.  0 or -1 with an exception. */
 int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns);
 
@@ -123,8 +131,8 @@ typedef struct FnObject {
     bool shared_task; /* volatile: valid for one call only */
 } FnObject;
 
-/* The Function for fn in this pool: cached, or sent now.  fresh: look again at what it captured. */
-FnObject *pool_function(PoolObject *pool, PyObject *fn, bool fresh);
+/* The Function for fn in this pool: cached, or sent now. */
+FnObject *pool_function(PoolObject *pool, PyObject *fn);
 
 /* ------------------------------------------------------------------ values */
 
@@ -135,6 +143,7 @@ enum {
     V_STAR = 8u << TRI_F_USER_SHIFT,     /* items are tuples of arguments */
     V_ALL = 16u << TRI_F_USER_SHIFT,     /* go on after an item's exception */
     V_OBJECTS = 32u << TRI_F_USER_SHIFT, /* thread pool: object pointers */
+    V_AGAIN = 64u << TRI_F_USER_SHIFT,   /* may be run again: nobody writes to its arguments */
 };
 
 enum { R_VALUE = 0, R_EXCEPTION = 1, R_FAILURES = 2 };
@@ -150,6 +159,8 @@ PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObjec
 /* Put the arguments of one call into a slot. */
 int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_ssize_t n,
                PyObject *kwargs);
+/* What items_write returns, with MemoryError, when the arena has no room for so many items. */
+#define NO_ROOM (-2)
 /* Items [first, first + n) of a range, as tri_encode_range. */
 int range_encode(struct tri_buf *b, PyObject *range, Py_ssize_t first, Py_ssize_t n);
 /* Put items [first, first + n) into a slot: of a list or tuple, or of a range. */
@@ -175,14 +186,18 @@ typedef struct BlockObject {
 
 PyObject *block_of_result(struct state *st, struct core *core, uint64_t off, uint64_t len);
 PyObject *block_of_spill(struct state *st, void *at, uint64_t len);
-PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len);
+PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len,
+                        bool readonly);
 PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len);
+/* Functions of the module: see there. */
+PyObject *own_arguments(PyObject *module, PyObject *none);
+PyObject *say_readonly(PyObject *module, PyObject *args);
 
 /* ------------------------------------------------------------------ futures and jobs */
 
 typedef struct FutureObject {
     PyObject_HEAD struct tri_user user;
-    PoolObject *pool; /* until it has ended */
+    PoolObject *pool; /* until it has ended and was read; held only in between */
     uint64_t ticket;
     uint32_t slot;
     uint8_t phase; /* enum future_phase */
@@ -200,7 +215,7 @@ enum future_phase { F_PENDING = 0, F_VALUE, F_EXCEPTION, F_CANCELLED, F_BARE };
 PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs, PyObject *kwargs,
                       const struct options *opt);
 
-extern PyType_Spec pool_spec, future_spec, block_spec, fn_spec, job_spec;
+extern PyType_Spec pool_spec, future_spec, block_spec, fn_spec, job_spec, handle_spec;
 extern PyType_Spec semlock_spec, event_spec, cond_spec;
 extern PyType_Spec mailbox_spec, parcel_spec;
 

@@ -5,8 +5,7 @@
  * A pool remembers the Function of every callable it was given.  A callable that travels by value
  * takes the values of globals and closure cells along, so the memory is only right while those are
  * the same objects.  They are compared by identity, one dictionary look-up each.  A callable that
- * captured something which can change in place is pickled anew, and the bytes are compared; so is
- * one that captured a class, by a map.
+ * captured something which can change in place is pickled anew, and the bytes are compared.
  * Workers cache by id, so the same bytes get the same id.
  */
 #include "ext.h"
@@ -65,22 +64,35 @@ static bool same_or_none(PyObject *now, PyObject *then)
     return (now ? now : Py_None) == then;
 }
 
-/* Is all that the pickle captured still bound to the same object?  1, 0, -1.  The tuple is
- * function_watch()'s; fresh: also of what it cannot tell, say no. */
-static int captures_same(struct state *st, PyObject *watch, bool fresh)
+/* Does the dictionary hold these names with these values, in this order, and nothing else? */
+static bool holds_only(PyObject *dict, PyObject *names, PyObject *values)
 {
-    PyObject *names, *cells, *functions, *sizes;
+    PyObject *name, *value;
+    Py_ssize_t pos = 0, n = PyTuple_GET_SIZE(names);
+
+    if (PyDict_Size(dict) != n)
+        return false;
+    for (Py_ssize_t i = 0; i < n && PyDict_Next(dict, &pos, &name, &value); i++) {
+        if (name != PyTuple_GET_ITEM(names, i) || value != PyTuple_GET_ITEM(values, i))
+            return false;
+    }
+    return true;
+}
+
+/* Is all that the pickle captured still bound to the same object?  1, 0, -1.  The tuple is
+ * function_watch()'s. */
+static int captures_same(struct state *st, PyObject *watch)
+{
+    PyObject *names, *cells, *functions, *namespaces;
 
     if (watch == Py_None)
         return 1;
     if (PyTuple_GET_ITEM(watch, 2) != Py_False)
         return 0;
-    if (fresh && PyTuple_GET_ITEM(watch, 5) != Py_False)
-        return 0;
     names = PyTuple_GET_ITEM(watch, 0);
     cells = PyTuple_GET_ITEM(watch, 1);
     functions = PyTuple_GET_ITEM(watch, 3);
-    sizes = PyTuple_GET_ITEM(watch, 4);
+    namespaces = PyTuple_GET_ITEM(watch, 4);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); i++) {
         PyObject *t = PyList_GET_ITEM(names, i);
         PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(t, 0), PyTuple_GET_ITEM(t, 1));
@@ -104,10 +116,10 @@ static int captures_same(struct state *st, PyObject *watch, bool fresh)
             !same_or_none(PyFunction_GetKwDefaults(fn), PyTuple_GET_ITEM(t, 3)))
             return 0;
     }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(sizes); i++) {
-        PyObject *t = PyList_GET_ITEM(sizes, i);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(namespaces); i++) {
+        PyObject *t = PyList_GET_ITEM(namespaces, i);
 
-        if (PyDict_Size(PyTuple_GET_ITEM(t, 0)) != PyLong_AsSsize_t(PyTuple_GET_ITEM(t, 1)))
+        if (!holds_only(PyTuple_GET_ITEM(t, 0), PyTuple_GET_ITEM(t, 1), PyTuple_GET_ITEM(t, 2)))
             return 0;
     }
     return 1;
@@ -116,7 +128,7 @@ static int captures_same(struct state *st, PyObject *watch, bool fresh)
 static int watch_ok(PyObject *w)
 {
     return w == Py_None ||
-           (PyTuple_Check(w) && PyTuple_GET_SIZE(w) == 6 && PyList_Check(PyTuple_GET_ITEM(w, 0)) &&
+           (PyTuple_Check(w) && PyTuple_GET_SIZE(w) == 5 && PyList_Check(PyTuple_GET_ITEM(w, 0)) &&
             PyList_Check(PyTuple_GET_ITEM(w, 1)) && PyList_Check(PyTuple_GET_ITEM(w, 3)) &&
             PyList_Check(PyTuple_GET_ITEM(w, 4)));
 }
@@ -149,6 +161,16 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
         Py_DECREF(pickled);
         return (FnObject *)Py_NewRef(old);
     }
+    /* A slot has 32 bits for the length. */
+    if (PyBytes_GET_SIZE(pickled) > UINT32_MAX) {
+        PyErr_Format(PyExc_ValueError,
+                     "the function and what it captured are %zd bytes; 4 GiB is the most that "
+                     "travels with a function: pass large objects as arguments, or share() them",
+                     PyBytes_GET_SIZE(pickled));
+        Py_DECREF(pickled);
+        Py_DECREF(watch);
+        return NULL;
+    }
     f = PyObject_GC_New(FnObject, st->fn_type);
     if (!f) {
         Py_DECREF(pickled);
@@ -173,7 +195,7 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
     return f;
 }
 
-FnObject *pool_function(PoolObject *pool, PyObject *fn, bool fresh)
+FnObject *pool_function(PoolObject *pool, PyObject *fn)
 {
     FnObject *f = (FnObject *)pool->last_fn;
     PyObject *key;
@@ -189,7 +211,7 @@ FnObject *pool_function(PoolObject *pool, PyObject *fn, bool fresh)
             return NULL;
     }
     if (f) {
-        same = captures_same(pool->st, f->watch, fresh);
+        same = captures_same(pool->st, f->watch);
         if (same < 0)
             return NULL;
         if (same) {

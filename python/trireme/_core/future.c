@@ -9,6 +9,10 @@
  * Asking for the condition of a pending future *watches* it: from then on the pool's watching
  * thread runs until it has ended, because nobody else might take its result.
  *
+ * A pending future refers to its pool without holding it: else a pool that everybody has dropped
+ * would live on by tasks that nobody waits for.  The pool sees to it that it outlives whatever is
+ * pending (pool.c).  One whose result was taken and not read holds it until that is read.
+ *
  * The garbage collector does not see a future while it is pending, when the pool's hold keeps it
  * alive in any case, nor afterwards while nothing hangs on it that could lead back to it.  With
  * 50,000 futures out, the collector's walks over them cost a third of submitting them.
@@ -75,10 +79,13 @@ static void future_ended(struct tri_user *u, struct tri_pool *p, struct tri_done
 {
     FutureObject *f = of_user(u);
     PoolObject *pool = f->pool;
-    PyObject *keep = NULL;
 
     (void)p;
-    if (!d->status && pool->threads) {
+    if (pool->dying) {
+        result_drop(pool, d);
+        PyErr_SetString(PyExc_RuntimeError, "the pool was freed before the task had ended");
+        set_error(f, NULL);
+    } else if (!d->status && pool->threads) {
         f->value = result_read(pool, d);
         f->phase = d->code == R_EXCEPTION ? F_EXCEPTION : F_VALUE;
     } else if (!d->status && d->code == R_VALUE && !(d->res_flags & V_PICKLED)) {
@@ -98,12 +105,11 @@ static void future_ended(struct tri_user *u, struct tri_pool *p, struct tri_done
         }
     }
     settle(f);
-    if (!f->raw) {
-        keep = (PyObject *)f->pool;
+    if (f->raw)
+        Py_INCREF(pool);
+    else
         f->pool = NULL;
-    }
     Py_DECREF(f); /* the pool's hold */
-    Py_XDECREF(keep);
 }
 
 /* Unpickle, or make the exception, that has been waiting for somebody to want it.  (Most are not
@@ -156,7 +162,7 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
     uint32_t slot;
     int err;
 
-    if (pool_check(pool) < 0)
+    if (pool_check_open(pool) < 0)
         return NULL;
     p = pool->core->p;
     if (!cls) {
@@ -172,7 +178,7 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
     if (!f)
         return NULL;
     PyObject_GC_UnTrack(f);
-    if (!pool->threads && !(fn = pool_function(pool, args[0], false)))
+    if (!pool->threads && !(fn = pool_function(pool, args[0])))
         return unsent(f);
     if (pool_slot(pool, &slot) < 0) {
         Py_XDECREF(fn);
@@ -182,7 +188,7 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
     s = &p->view.slot[slot];
     s->timeout_ns = opt->timeout_ns;
     s->arg_off = 0;
-    s->flags = TRI_F_PY;
+    s->flags = TRI_F_PY | (opt->retries > 0 ? V_AGAIN : 0);
     f->user.ended = future_ended;
     f->fn = fn;
     f->slot = slot;
@@ -215,13 +221,13 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
         err = args_write(pool, s, args + 1, nargs - 1, kwargs);
     }
     if (!err) {
-        f->pool = (PoolObject *)Py_NewRef(pool);
+        f->pool = pool;
         Py_INCREF(f);
         err = pool_push(pool, slot, opt, &f->user, &f->ticket);
         if (!err)
             return (PyObject *)f;
         Py_DECREF(f);
-        Py_CLEAR(f->pool);
+        f->pool = NULL;
         tri_task_drop(p, slot);
         Py_DECREF(f);
         raise_code(pool->st, p, err);
@@ -397,6 +403,7 @@ static PyObject *future_cancel(PyObject *obj, PyObject *none)
     if (!pool || !pool->core || tri_pool_is_fork(pool->core->p) ||
         tri_task_cancel(pool->core->p, f->slot, f->ticket) != 0)
         Py_RETURN_FALSE;
+    Py_INCREF(pool);
     f->phase = F_CANCELLED;
     settle(f);
     f->pool = NULL;
@@ -515,7 +522,8 @@ static int future_traverse(PyObject *obj, visitproc visit, void *arg)
     FutureObject *f = (FutureObject *)obj;
 
     Py_VISIT(Py_TYPE(f));
-    Py_VISIT(f->pool);
+    if (f->phase != F_PENDING)
+        Py_VISIT(f->pool);
     Py_VISIT(f->value);
     Py_VISIT(f->held);
     Py_VISIT(f->fn);
@@ -549,7 +557,8 @@ static void future_dealloc(PyObject *obj)
     }
     future_clear(obj);
     Py_CLEAR(f->fn);
-    Py_CLEAR(f->pool);
+    if (f->phase != F_PENDING)
+        Py_CLEAR(f->pool);
     type->tp_free(obj);
     Py_DECREF(type);
 }

@@ -13,9 +13,18 @@
 
 /* ------------------------------------------------------------------ methods */
 
+void job_loosen(JobObject *j)
+{
+    if (j->in_flight == 0 || j->watched || j->loose)
+        return; /* it goes with its last reference, and so does its hold */
+    j->loose = true;
+    Py_DECREF(j->pool);
+}
+
 static PyObject *job_get(PyObject *obj, PyObject *timeout)
 {
     JobObject *j = (JobObject *)obj;
+    PyObject *kind, *exc, *tb;
     int64_t ns;
     int err;
 
@@ -29,6 +38,13 @@ static PyObject *job_get(PyObject *obj, PyObject *timeout)
     if (err < 0) {
         if (j->error)
             PyErr_SetObject((PyObject *)Py_TYPE(j->error), j->error);
+        if (j->mode == J_MAP) {
+            /* What still runs holds the job, and a traceback the frames of those who called. */
+            Py_CLEAR(j->error);
+            PyErr_Fetch(&kind, &exc, &tb);
+            job_loosen(j);
+            PyErr_Restore(kind, exc, tb);
+        }
         return NULL;
     }
     return Py_NewRef(j->results);
@@ -135,10 +151,10 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOni|pnOOOOpO", names, &fn, &items, &n, &mode,
                                      &star, &chunk, &timeout, &retries, &priority, &progress,
                                      &caller, &finished) ||
-        pool_check(pool) < 0)
+        pool_check_open(pool) < 0)
         return NULL;
     if (option_timeout(timeout, &opt) < 0 || (retries && option_retries(retries, &opt) < 0) ||
-        (priority && option_priority(priority, &opt) < 0))
+        (priority && option_priority(priority, &opt) < 0) || options_fit(pool, &opt) < 0)
         return NULL;
     if (chunk < 0) {
         PyErr_SetString(PyExc_ValueError, "chunk must not be negative");
@@ -185,10 +201,14 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
     if ((mode == J_MAP || mode == J_ASYNC) && n >= 0)
         j->results = PyList_New(n);
     if (!pool->threads)
-        j->fn = pool_function(pool, fn, true);
+        j->fn = pool_function(pool, fn);
     if (!j->callable || (n < 0 && !j->iter) || (!pool->threads && !j->fn) ||
         ((mode == J_MAP || mode == J_ASYNC) && !j->results))
         goto fail;
+    if (mode == J_ORDERED || mode == J_UNORDERED) {
+        j->open = true;
+        pool->iterators++;
+    }
     if (mode != J_MAP && send_some(j, 0) < 0) {
         /* In the background, items that cannot be sent fail the job, not the call. */
         if (mode != J_ASYNC || pool->core->p->refusing || pool->core->p->broken ||
@@ -216,7 +236,8 @@ static int job_traverse(PyObject *obj, visitproc visit, void *arg)
         Py_VISIT(c->error);
     }
     Py_VISIT(Py_TYPE(j));
-    Py_VISIT(j->pool);
+    if (!j->loose)
+        Py_VISIT(j->pool);
     Py_VISIT(j->fn);
     Py_VISIT(j->callable);
     Py_VISIT(j->seq);
@@ -256,7 +277,8 @@ static void job_dealloc(PyObject *obj)
     Py_CLEAR(j->seq);
     Py_CLEAR(j->iter);
     Py_CLEAR(j->results);
-    Py_CLEAR(j->pool);
+    if (!j->loose)
+        Py_CLEAR(j->pool);
     if (j->turn)
         PyThread_free_lock(j->turn);
     type->tp_free(obj);
@@ -269,6 +291,7 @@ static PyMethodDef job_methods[] = {
     {"_watch", job_watch, METH_O, NULL},
     {"_tell", job_tell, METH_NOARGS, NULL},
     {"_stop", job_stop, METH_NOARGS, NULL},
+    {"_handle", job_handle, METH_NOARGS, NULL},
     {"next", (PyCFunction)(void (*)(void))job_next_timeout, METH_FASTCALL,
      "next($self, timeout=None)\n--\n\nThe next result; TimeoutError after timeout seconds."},
     {NULL, NULL, 0, NULL},

@@ -3,7 +3,9 @@
  * job.h - what the files of type Job share: job.c, job_chunks.c, job_map.c and job_iter.c.
  *
  * A job and its chunks are touched with the GIL held only.  A chunk that was sent holds a
- * reference to its job until its task has ended, so a job in flight is never freed.
+ * reference to its job until its task has ended, so a job in flight is never freed.  A job holds
+ * its pool until nobody can ask it for results any more (loose); then what is in flight keeps the
+ * pool (pool.c), and nothing else needs it.
  */
 #ifndef TRI_JOB_H
 #define TRI_JOB_H
@@ -41,9 +43,12 @@ typedef struct JobObject {
     struct options opt;
     enum mode mode;
     bool star, caller, helping, exhausted, watched, stopped;
-    bool wide; /* is no map of next to nothing: all workers are to have a part of it */
+    bool loose; /* does not hold the pool */
+    bool open;  /* an iterator of the pool's that has more to send */
+    bool wide;  /* is no map of next to nothing: all workers are to have a part of it */
     Py_ssize_t n, next, chunk, in_flight, done_items, last_size;
     double item_ns, most_ns;           /* most_ns: of a whole chunk */
+    double item_bytes;                 /* of the last chunk's arguments */
     uint64_t most_bytes;               /* of a chunk's arguments or results */
     struct chunk *head, **tail;        /* sent, not yet given out */
     struct chunk *ready, **ready_tail; /* ended, not yet given out; not kept by J_ORDERED */
@@ -78,6 +83,8 @@ void unlink_chunk(JobObject *j, struct chunk *c);
 struct chunk *pop_ready(JobObject *j);
 /* How many items the next chunk is to have. */
 Py_ssize_t next_size(const JobObject *j);
+/* An iterator has sent all: the pool may refuse tasks if it was closed meanwhile. */
+void job_all_sent(JobObject *j);
 /* Keep the window full.  waiting: chunks that ended and are not given out.  0 or -1, exception. */
 int send_some(JobObject *j, Py_ssize_t waiting);
 /* Have the next pump look whether this job is over. */
@@ -102,7 +109,14 @@ PyObject *job_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n);
 
 /* ------------------------------------------------------------------ job.c */
 
+/* Nobody will ask this job for results any more: it holds its pool no longer. */
+void job_loosen(JobObject *j);
 /* Method _job of a pool. */
 PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs);
+
+/* ------------------------------------------------------------------ handle.c */
+
+/* _handle() -> JobHandle: to be called once, for who holds the job on behalf of the user. */
+PyObject *job_handle(PyObject *obj, PyObject *none);
 
 #endif

@@ -17,6 +17,8 @@
  * than TINY_NS by what the items so far took, one chunk is in flight; it is given PROBE_NS and
  * twice what it should take (job_map.c), and if it is not back by then, everybody gets work.
  *
+ * The arena is to have room for a few chunks at a time, and one that does not fit is halved.
+ *
  * A chunk is alive until its task has ended, whatever becomes of the job: an abandoned job leaves
  * its chunks to whoever takes them.  Those not yet given out are in a list in the order sent (head,
  * next); unless results go out in that order, those of them that have ended are also in one in the
@@ -111,7 +113,7 @@ static double aim_ns(const JobObject *j, Py_ssize_t left, Py_ssize_t workers)
     return part < CHUNK_NS ? CHUNK_NS : part > CHUNK_LONG_NS ? CHUNK_LONG_NS : part;
 }
 
-Py_ssize_t next_size(const JobObject *j)
+static Py_ssize_t size_by_time(const JobObject *j)
 {
     Py_ssize_t left = j->n >= 0 ? j->n - j->next : PY_SSIZE_T_MAX, size, share, least;
     Py_ssize_t workers = (Py_ssize_t)j->pool->core->p->view.nworkers;
@@ -144,6 +146,18 @@ Py_ssize_t next_size(const JobObject *j)
     }
     if (size > left)
         size = left;
+    return size < 1 ? 1 : size;
+}
+
+Py_ssize_t next_size(const JobObject *j)
+{
+    const struct tri_view *v = &j->pool->core->p->view;
+    Py_ssize_t size = size_by_time(j);
+    double room = (double)v->heap_bytes / (double)(WINDOW_FEW * v->nworkers + 2);
+
+    if (j->chunk > 0 || j->item_bytes <= 0 || (double)size * j->item_bytes <= room)
+        return size;
+    size = (Py_ssize_t)(room / j->item_bytes);
     return size < 1 ? 1 : size;
 }
 
@@ -197,7 +211,8 @@ static int fill_slot(JobObject *j, struct chunk *c, struct tri_slot *s)
     s->timeout_ns = j->opt.timeout_ns;
     s->arg_off = 0;
     s->flags = TRI_F_PY | TRI_F_TIMED | (j->star ? V_STAR : 0) |
-               (j->mode == J_ORDERED || j->mode == J_UNORDERED ? V_ALL : 0);
+               (j->mode == J_ORDERED || j->mode == J_UNORDERED ? V_ALL : 0) |
+               (j->opt.retries > 0 ? V_AGAIN : 0);
     if (!j->pool->threads) {
         s->fn_id = j->fn->id;
         s->fn_off = j->fn->off;
@@ -255,6 +270,17 @@ fail:
     return -1;
 }
 
+void job_all_sent(JobObject *j)
+{
+    PoolObject *pool = j->pool;
+
+    if (!j->open || !pool)
+        return;
+    j->open = false;
+    if (--pool->iterators == 0 && pool->closed && pool->core)
+        tri_pool_refuse(pool->core->p);
+}
+
 /* Send one chunk.  1: sent; 0: nothing to send; -1: exception */
 static int send_chunk(JobObject *j)
 {
@@ -264,8 +290,10 @@ static int send_chunk(JobObject *j)
     uint32_t slot;
     int err;
 
-    if ((j->exhausted && !j->again) || (j->n >= 0 && j->next >= j->n))
+    if ((j->exhausted && !j->again) || (j->n >= 0 && j->next >= j->n)) {
+        job_all_sent(j);
         return 0;
+    }
     c = calloc(1, sizeof *c);
     if (!c) {
         PyErr_NoMemory();
@@ -288,12 +316,21 @@ static int send_chunk(JobObject *j)
         return -1;
     }
     c->slot = slot;
-    if (fill_slot(j, c, &p->view.slot[slot]) < 0) {
+    while ((err = fill_slot(j, c, &p->view.slot[slot])) == NO_ROOM && !j->iter && c->n > 1) {
+        PyErr_Clear();
+        size = c->n = c->n / 2;
+    }
+    if (err < 0) {
         tri_task_drop(p, slot);
         return set_aside(j, c);
     }
-    if (!j->pool->threads && p->view.slot[slot].arg_len > j->most_bytes)
-        j->most_bytes = p->view.slot[slot].arg_len;
+    if (!j->pool->threads) {
+        uint64_t bytes = p->view.slot[slot].arg_len;
+
+        if (bytes > j->most_bytes)
+            j->most_bytes = bytes;
+        j->item_bytes = (double)bytes / (double)size;
+    }
     Py_INCREF(j);
     err = pool_push(j->pool, slot, &j->opt, c, &c->ticket);
     if (err) {
@@ -353,6 +390,7 @@ void job_forget(JobObject *j)
 
     if (j->stopped)
         return;
+    job_all_sent(j);
     j->stopped = true;
     for (c = j->head; c; c = next) {
         next = c->next;

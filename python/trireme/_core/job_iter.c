@@ -6,7 +6,9 @@
  * chunk to give out from is the first one sent, or the first one ended; it is read as a whole when
  * its turn comes and then given out value by value.  An item that failed raises at its place and
  * the next call goes on behind it; an exception of the input itself comes after all that was
- * pulled before it.  One thread at a time is inside next(), the others queue for `turn`.
+ * pulled before it.  StopIteration is the end and nothing else: an item that raised it raises
+ * RuntimeError from it, as a generator would (PEP 479).  One thread at a time is inside next(), the
+ * others queue for `turn`.
  */
 #include "base/clock.h"
 #include "job.h"
@@ -18,6 +20,22 @@ static void chunk_over(JobObject *j, struct chunk *c)
     if (j->mode == J_UNORDERED)
         pop_ready(j); /* it is the first one: nothing else is given out in between */
     chunk_free(c);
+}
+
+/* What an item raises whose task raised exc, which is consumed.  NULL with an exception. */
+static PyObject *no_end(PyObject *exc)
+{
+    PyObject *other;
+
+    if (!exc || !PyErr_GivenExceptionMatches(exc, PyExc_StopIteration))
+        return exc;
+    other = PyObject_CallFunction(PyExc_RuntimeError, "s", "a task raised StopIteration");
+    if (other) {
+        PyException_SetContext(other, Py_NewRef(exc));
+        PyException_SetCause(other, Py_NewRef(exc));
+    }
+    Py_DECREF(exc);
+    return other;
 }
 
 /* Give out the next value of a chunk that has been read, or raise what stands in its place. */
@@ -38,6 +56,7 @@ static PyObject *give(JobObject *j, struct chunk *c)
             Py_CLEAR(v);
         }
     }
+    exc = no_end(exc);
     if (++c->given >= c->n)
         chunk_over(j, c);
     if (report(j, 1) < 0)

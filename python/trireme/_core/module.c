@@ -228,6 +228,8 @@ static PyMethodDef functions[] = {
     {"_set", set_threads, METH_VARARGS, NULL},
     {"_set_future_class", set_future_class, METH_O, NULL},
     {"_set_shared_class", set_shared_class, METH_O, NULL},
+    {"_own_arguments", own_arguments, METH_NOARGS, NULL},
+    {"_say_readonly", say_readonly, METH_VARARGS, NULL},
     {"cpu_count", cpu_count, METH_O, NULL},
     {"_fork_count", fork_count, METH_NOARGS, NULL},
     {"_pidfd_self", pidfd_open_self, METH_NOARGS, NULL},
@@ -253,6 +255,7 @@ static int module_exec(PyObject *module)
         add_type(module, &block_spec, &st->block_type) < 0 ||
         add_type(module, &fn_spec, &st->fn_type) < 0 ||
         add_type(module, &job_spec, &st->job_type) < 0 ||
+        add_type(module, &handle_spec, &st->handle_type) < 0 ||
         add_type(module, &semlock_spec, &st->semlock_type) < 0 ||
         add_type(module, &event_spec, &st->event_type) < 0 ||
         add_type(module, &cond_spec, &st->cond_type) < 0 ||
@@ -267,8 +270,8 @@ static int module_exec(PyObject *module)
 /* clang-format moves the lines of this list again each time it sees it. */
 /* clang-format off */
 #define EACH_STATE(X) \
-    X(pool_type) X(future_type) X(block_type) X(fn_type) X(job_type) X(future_class) \
-    X(dumps) X(dumps_result) X(dumps_function) X(function_watch) X(loads) X(missing) \
+    X(pool_type) X(future_type) X(block_type) X(fn_type) X(job_type) X(handle_type) \
+    X(future_class) X(dumps) X(dumps_result) X(dumps_function) X(function_watch) X(loads) X(missing) \
     X(encode_exception) X(decode_exception) X(lost) X(deliver) X(failed_type) \
     X(shared_type) X(mailbox_type) X(parcel_type) \
     X(semlock_type) X(event_type) X(cond_type)

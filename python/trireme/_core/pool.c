@@ -5,6 +5,12 @@
  * There is no helper thread: whoever waits takes results, for himself and for everybody else.
  * Taking happens with the GIL, sleeping without it.  What ended and has somebody to tell (a
  * condition, callbacks, asyncio) is told after the batch was taken, outside of any lock.
+ *
+ * Tasks in flight refer to this object and do not hold it, so that it goes when the user drops it;
+ * his futures hold nothing either before they have ended.  A pool that goes with tasks in flight
+ * must therefore outlive them: Pool.__del__ hands it to a thread that takes what is still to come
+ * and then ends it.  In a fork of the owner, and when the interpreter is ending, nothing will come:
+ * there it is kept for ever.  Should it be freed in spite of that, what is in flight ends first.
  */
 #include <errno.h>
 #include <signal.h>
@@ -47,6 +53,16 @@ int pool_check(PoolObject *pool)
     return 0;
 }
 
+int pool_check_open(PoolObject *pool)
+{
+    if (pool_check(pool) < 0)
+        return -1;
+    if (!pool->closed || !pool->iterators)
+        return 0; /* or it is the runtime that refuses */
+    raise_code(pool->st, pool->core->p, TRI_ECLOSED);
+    return -1;
+}
+
 static int show_output(PoolObject *pool)
 {
     struct tri_pool *p = pool->core->p;
@@ -82,28 +98,32 @@ static int show_output(PoolObject *pool)
 
 static int tell(PoolObject *pool)
 {
-    PyObject *told = pool->told, *r;
+    PyObject *told = pool->told, *r, *kind = NULL, *exc = NULL, *tb = NULL;
 
     if (!told || PyList_GET_SIZE(told) == 0)
         return 0;
     pool->told = NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(told); i++) {
         r = PyObject_CallMethod(PyList_GET_ITEM(told, i), "_tell", NULL);
-        if (!r)
+        /* Ctrl-C while a callback ran here is for who waits here, once all have been told. */
+        if (!r && !kind && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+            PyErr_Fetch(&kind, &exc, &tb);
+        else if (!r)
             PyErr_WriteUnraisable(PyList_GET_ITEM(told, i));
         Py_XDECREF(r);
     }
     Py_DECREF(told);
-    return 0;
+    if (!kind)
+        return 0;
+    PyErr_Restore(kind, exc, tb);
+    return -1;
 }
 
 int pool_after(PoolObject *pool)
 {
     if (show_output(pool) < 0)
         return -1;
-    if (pool->told)
-        tell(pool);
-    return 0;
+    return pool->told ? tell(pool) : 0;
 }
 
 int pool_pump(PoolObject *pool)
@@ -288,6 +308,17 @@ int option_retries(PyObject *value, struct options *opt)
     return option_int(value, "retries", "0 to 65535", 0, 65535, &opt->retries);
 }
 
+int options_fit(const PoolObject *pool, const struct options *opt)
+{
+    if (!pool->threads || (opt->timeout_ns == 0 && opt->retries == 0))
+        return 0;
+    PyErr_SetString(PyExc_ValueError,
+                    opt->timeout_ns ? "timeout needs worker processes: a thread cannot be stopped"
+                                    : "retries needs worker processes: a thread does not die "
+                                      "without its process");
+    return -1;
+}
+
 int option_priority(PyObject *value, struct options *opt)
 {
     return option_int(value, "priority", "-2 (last) to 2 (first)", -2, 2, &opt->priority);
@@ -333,7 +364,7 @@ static PyObject *pool_submit_method(PyObject *obj, PyObject *const *args, Py_ssi
             return NULL;
         }
     }
-    fut = pool_submit(self, args, nargs, kwargs, &opt);
+    fut = options_fit(self, &opt) < 0 ? NULL : pool_submit(self, args, nargs, kwargs, &opt);
     Py_XDECREF(kwargs);
     return fut;
 }
@@ -345,6 +376,7 @@ static PyObject *pool_end(PyObject *obj, PyObject *args)
 {
     PoolObject *self = (PoolObject *)obj;
     struct core *core = self->core;
+    PyObject *kind = NULL, *exc = NULL, *tb = NULL;
     int kill, err, pumped, tell_them = 1;
     double timeout;
 
@@ -353,25 +385,33 @@ static PyObject *pool_end(PyObject *obj, PyObject *args)
     if (!core || core->ended || tri_pool_is_fork(core->p))
         Py_RETURN_TRUE;
     core_hold(core);
+    tri_pool_refuse(core->p); /* from now on also what iterators would send */
     Py_BEGIN_ALLOW_THREADS err = tri_pool_end(core->p, kill, (int64_t)(timeout * 1e9));
     Py_END_ALLOW_THREADS if (err == 0) core->ended = true;
     /* Everything is over: every future is to be so when the call returns. */
-    do
+    do {
         pumped = tell_them ? pool_pump(self) : 0;
-    while (pumped > 0 && core->ended);
+        if (pumped < 0 && !kind) /* Ctrl-C in a callback: when all are over */
+            PyErr_Fetch(&kind, &exc, &tb);
+        else if (pumped < 0)
+            PyErr_Clear();
+    } while (pumped != 0 && core->ended);
     core_drop(core);
+    if (kind)
+        PyErr_Restore(kind, exc, tb);
     if (PyErr_Occurred() || PyErr_CheckSignals() < 0)
         return NULL;
     return PyBool_FromLong(err == 0);
 }
 
-/* _refuse(): take no more tasks. */
+/* _refuse(): take no more tasks, but for those of iterators that are not at their input's end. */
 static PyObject *pool_refuse(PyObject *obj, PyObject *none)
 {
     PoolObject *self = (PoolObject *)obj;
 
     (void)none;
-    if (self->core)
+    self->closed = true;
+    if (self->core && !self->iterators)
         tri_pool_refuse(self->core->p);
     Py_RETURN_NONE;
 }
@@ -483,6 +523,14 @@ static PyObject *pool_stats(PyObject *obj, PyObject *none)
 #undef U
 }
 
+/* _keep(): never free this pool; what refers to it will not end. */
+static PyObject *pool_keep(PyObject *obj, PyObject *none)
+{
+    (void)none;
+    Py_INCREF(obj);
+    Py_RETURN_NONE;
+}
+
 static PyObject *pool_forget(PyObject *obj, PyObject *none)
 {
     PoolObject *self = (PoolObject *)obj;
@@ -542,15 +590,24 @@ static void pool_dealloc(PyObject *obj)
     struct core *core = self->core;
 
     PyObject_GC_UnTrack(obj);
-    self->core = NULL;
-    pool_clear(obj);
     if (core) {
         if (!core->ended && !tri_pool_is_fork(core->p)) {
             Py_BEGIN_ALLOW_THREADS tri_pool_end(core->p, true, 2000000000ll);
             Py_END_ALLOW_THREADS core->ended = true;
         }
+        if (core->p->outstanding + core->p->nlost > 0) {
+            PyObject *kind, *exc, *tb;
+
+            PyErr_Fetch(&kind, &exc, &tb);
+            self->dying = true;
+            while (tri_pump(core->p) > 0)
+                continue;
+            PyErr_Restore(kind, exc, tb);
+        }
+        self->core = NULL;
         core_drop(core);
     }
+    pool_clear(obj);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -574,6 +631,7 @@ static PyMethodDef pool_methods[] = {
     {"_pids", pool_pids, METH_NOARGS, NULL},
     {"_stats", pool_stats, METH_NOARGS, NULL},
     {"_forget", pool_forget, METH_NOARGS, NULL},
+    {"_keep", pool_keep, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -596,7 +654,7 @@ static PyObject *pool_get_refused(PyObject *obj, void *closure)
     PoolObject *self = (PoolObject *)obj;
 
     (void)closure;
-    return PyBool_FromLong(!self->core || self->core->p->refusing);
+    return PyBool_FromLong(!self->core || self->closed || self->core->p->refusing);
 }
 
 static PyObject *pool_get_fork(PyObject *obj, void *closure)

@@ -167,8 +167,8 @@ PyObject *args_unpickle(struct tri_worker *w, struct local *l, struct tri_slot *
     PyObject *args;
 
     *root = NULL;
-    if (s->arg_off) {
-        *root = block_of_args(l->st, &w->view, s->arg_off, s->arg_len);
+    if (s->arg_off && !(l->st->own_arguments && s->flags & V_AGAIN)) {
+        *root = block_of_args(l->st, &w->view, s->arg_off, s->arg_len, !l->st->own_arguments);
         if (!*root)
             return NULL;
     }
@@ -341,11 +341,38 @@ static int thread_begin(struct tri_worker *w)
     return 0;
 }
 
+/*
+ * Who asks for current_thread() in a thread that is none of threading's gets an entry there, which
+ * up to Python 3.12 nobody removes.  The next thread of that number would be taken for this one.
+ */
+static void forget_dummy(void)
+{
+    PyObject *name = PyUnicode_FromString("threading"), *entry = NULL, *me = NULL;
+    PyObject *threading = name ? PyImport_GetModule(name) : NULL;
+    PyObject *active = threading ? PyObject_GetAttrString(threading, "_active") : NULL;
+    PyObject *dummy = active ? PyObject_GetAttrString(threading, "_DummyThread") : NULL;
+
+    if (dummy && PyDict_Check(active))
+        me = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
+    if (me)
+        entry = Py_XNewRef(PyDict_GetItemWithError(active, me));
+    if (entry && PyObject_IsInstance(entry, dummy) == 1)
+        PyDict_DelItem(active, me);
+    PyErr_Clear();
+    Py_XDECREF(entry);
+    Py_XDECREF(me);
+    Py_XDECREF(dummy);
+    Py_XDECREF(active);
+    Py_XDECREF(threading);
+    Py_XDECREF(name);
+}
+
 static void thread_end(struct tri_worker *w)
 {
     struct local *l = w->local;
 
     w->local = NULL;
+    forget_dummy();
     PyThreadState_Clear(l->ts);
     PyThreadState_DeleteCurrent();
     free(l);
@@ -452,6 +479,7 @@ static int process_begin(struct tri_worker *w)
         return -1;
     l->module = module;
     l->st = state_of(module);
+    l->st->own_arguments = false; /* a fork may have it from where it comes from */
     if (begin_python(w, l) < 0) {
         note_exception(w, l->st);
         return -1;

@@ -53,10 +53,11 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
     }
     p = room(ctx, total, off);
     if (!p) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_MemoryError, "%llu bytes do not fit into the pool's shared memory",
-                         (unsigned long long)total);
-        return -1;
+        if (PyErr_Occurred())
+            return -1;
+        PyErr_Format(PyExc_MemoryError, "%llu bytes do not fit into the pool's shared memory",
+                     (unsigned long long)total);
+        return NO_ROOM;
     }
     memcpy(p, head, 16);
     at = 16 + 8 * (uint64_t)nbuf;
@@ -139,10 +140,58 @@ PyObject *pickled_read(struct state *st, const uint8_t *p, uint64_t len, PyObjec
 
 /* ------------------------------------------------------------------ the owner writes arguments */
 
+/*
+ * When the arena is full of the arguments of tasks in flight, the next ones wait for some of these
+ * to end, as they wait for a slot.  They fail at once where that cannot help, because no task has
+ * a block of that size to give back, and where they can go in parts and would take most of the
+ * arena.
+ */
+#define ROOM_NS 50000000 /* between two looks, if no task ends: a worker may give a block back */
+
 struct arg_room {
     PoolObject *pool;
     struct tri_slot *s;
+    Py_ssize_t items; /* of a chunk; 0: a call's arguments */
 };
+
+/* Is there a task in flight with so large a block?  Those being filled are not in flight: their
+ * threads may wait here, too. */
+static bool room_to_come(struct tri_pool *p, uint64_t bytes)
+{
+    bool any = false;
+
+    pthread_mutex_lock(&p->lock);
+    for (uint32_t i = 0; i < p->nfree && !any; i++)
+        any = p->priv[i].used == 2 && p->priv[i].arg_off &&
+              tri_heap_block_bytes(&p->heap, p->priv[i].arg_off) >= bytes;
+    pthread_mutex_unlock(&p->lock);
+    return any;
+}
+
+/* A block for arguments, or 0, with an exception unless there is no room. */
+static uint64_t args_block(PoolObject *pool, uint64_t bytes, Py_ssize_t items)
+{
+    struct tri_pool *p = pool->core->p;
+    bool waits = items <= 1 || bytes <= p->view.heap_bytes / 2;
+
+    for (;;) {
+        uint32_t key = tri_wait_key(p);
+        uint64_t off = tri_pool_block_new(p, bytes);
+        int n;
+
+        if (off || !waits)
+            return off;
+        if (!room_to_come(p, bytes))
+            return tri_pool_block_new(p, bytes); /* the last one may have ended since */
+        n = pool_pump(pool);
+        if (n < 0 || (n == 0 && pool_wait(pool, key, TRI_ANY_SLOT, 0, ROOM_NS) < 0))
+            return 0;
+        if (p->broken || p->refusing) {
+            raise_code(pool->st, p, p->broken ? TRI_EBROKEN : TRI_ECLOSED);
+            return 0;
+        }
+    }
+}
 
 static uint8_t *arg_room(void *ctx, uint64_t bytes, uint64_t *off)
 {
@@ -151,33 +200,35 @@ static uint8_t *arg_room(void *ctx, uint64_t bytes, uint64_t *off)
     *off = 0;
     if (bytes <= TRI_ARG_INLINE)
         return r->s->arg;
-    *off = tri_pool_block_new(r->pool->core->p, bytes);
+    *off = args_block(r->pool, bytes, r->items);
     return *off ? tri_pool_at(r->pool->core->p, *off) : NULL;
 }
 
 /* Encoded bytes go inline if they still are there, else into a block. */
-static int args_place(PoolObject *pool, struct tri_slot *s, struct tri_buf *b)
+static int args_place(PoolObject *pool, struct tri_slot *s, struct tri_buf *b, Py_ssize_t items)
 {
+    int err = 0;
+
     s->arg_off = 0;
     s->arg_len = b->len;
     if (b->p != s->arg) {
-        s->arg_off = tri_pool_block_new(pool->core->p, b->len);
+        s->arg_off = args_block(pool, b->len, items);
         if (s->arg_off)
             memcpy(tri_pool_at(pool->core->p, s->arg_off), b->p, b->len);
+        else
+            err = PyErr_Occurred() ? -1 : NO_ROOM;
     }
-    if (b->p != s->arg && !s->arg_off) {
+    if (err == NO_ROOM)
         PyErr_Format(PyExc_MemoryError, "%zu bytes do not fit into the pool's shared memory",
                      b->len);
-        tri_buf_free(b);
-        return -1;
-    }
     tri_buf_free(b);
-    return 0;
+    return err;
 }
 
-static int args_pickle(PoolObject *pool, struct tri_slot *s, PyObject *obj, const char *what)
+static int args_pickle(PoolObject *pool, struct tri_slot *s, PyObject *obj, const char *what,
+                       Py_ssize_t items)
 {
-    struct arg_room room = {pool, s};
+    struct arg_room room = {pool, s, items};
     PyObject *name, *pair;
     int err;
 
@@ -210,7 +261,7 @@ int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_s
             return 0;
         err = tri_encode_seq(&b, args, n);
         if (err == TRI_ENC_OK)
-            return args_place(pool, s, &b);
+            return args_place(pool, s, &b, 0);
         tri_buf_free(&b);
         if (err == TRI_ENC_ERROR)
             return -1;
@@ -222,7 +273,7 @@ int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_s
     for (Py_ssize_t i = 0; i < n; i++)
         PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
     if (!kwargs) {
-        err = args_pickle(pool, s, tuple, "args");
+        err = args_pickle(pool, s, tuple, "args", 0);
         Py_DECREF(tuple);
         return err;
     }
@@ -233,10 +284,10 @@ int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_s
     s->flags |= V_KWARGS;
     err = tri_encode(&b, pair);
     if (err == TRI_ENC_OK) {
-        err = args_place(pool, s, &b);
+        err = args_place(pool, s, &b, 0);
     } else {
         tri_buf_free(&b);
-        err = err == TRI_ENC_ERROR ? -1 : args_pickle(pool, s, pair, "(args, kwargs)");
+        err = err == TRI_ENC_ERROR ? -1 : args_pickle(pool, s, pair, "(args, kwargs)", 0);
     }
     Py_DECREF(pair);
     return err;
@@ -263,7 +314,7 @@ static int range_write(PoolObject *pool, struct tri_slot *s, PyObject *range, Py
 
     tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
     err = range_encode(&b, range, first, n);
-    return err == TRI_ENC_OK ? args_place(pool, s, &b) : err;
+    return err == TRI_ENC_OK ? args_place(pool, s, &b, n) : err;
 }
 
 int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t first, Py_ssize_t n)
@@ -291,7 +342,7 @@ int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t 
     tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
     err = tri_encode_seq(&b, PySequence_Fast_ITEMS(seq) + first, n);
     if (err == TRI_ENC_OK)
-        return args_place(pool, s, &b);
+        return args_place(pool, s, &b, n);
     tri_buf_free(&b);
     if (err == TRI_ENC_ERROR)
         return -1;
@@ -300,7 +351,7 @@ int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t 
         return -1;
     for (Py_ssize_t i = 0; i < n; i++)
         PyList_SET_ITEM(part, i, Py_NewRef(PySequence_Fast_ITEMS(seq)[first + i]));
-    err = args_pickle(pool, s, part, "items");
+    err = args_pickle(pool, s, part, "items", n);
     Py_DECREF(part);
     return err;
 }

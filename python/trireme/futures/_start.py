@@ -42,14 +42,15 @@ def begin_inherited(breaks: bool, initializer: Callable[..., object] | None, num
 
 
 def _like_original(breaks: bool) -> None:
-    """Have what tasks raise arrive as it is, SystemExit, too.
+    """Have what tasks raise arrive as it is, SystemExit, too; arrays that they get are writable.
 
     With *breaks*, a call that cannot be unpickled ends this process and so breaks the executor, as
     the original's contract has it; otherwise that is the exception of this call alone.
     """
-    from .. import _errors, _pickling
+    from .. import _core, _errors, _pickling
 
     _errors._naked = os.getpid()
+    _core._own_arguments()
     if not breaks:
         return
     loads = _pickling._loads

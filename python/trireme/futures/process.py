@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures.process as _module
 import copyreg
 import multiprocessing
+import operator
 import os
 import select
 import signal
@@ -31,6 +32,7 @@ from typing import Literal, cast
 
 from .. import _pickling, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
+from .._options import _integer
 from ._executor import _MAX_WORKERS, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
 from ._start import OwnersHandle, begin, begin_inherited, inherited
 
@@ -297,8 +299,10 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
     ) -> None:
         if max_workers is None:
             max_workers = _pool.cpu_count()
-        elif max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
+        else:
+            if max_workers <= 0:
+                raise ValueError("max_workers must be greater than 0")
+            max_workers = operator.index(max_workers)
         if mp_context is None:
             mp_context = multiprocessing.get_context(
                 "spawn" if max_tasks_per_child is not None else None
@@ -320,10 +324,7 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
             raise ValueError(f"on_crash must be 'break' or 'isolate', not {on_crash!r}")
         if timeout is not None and not timeout > 0:
             raise ValueError("timeout must be more than 0 seconds")
-        if isinstance(retries, bool) or not isinstance(retries, int):
-            raise TypeError(f"retries must be an int, not {type(retries).__name__}")
-        if not 0 <= retries <= 65535:
-            raise ValueError("retries must be from 0 to 65535")
+        retries = _integer("retries", retries, 0, 65535, "an int")
         self._max_workers = max_workers
         self._mp_context = mp_context
         self._initializer = cast("Any", initializer)

@@ -363,7 +363,11 @@ class IMapIterator:
         error = future.exception()
         if error is None:
             return future.result()
-        raise translated(error)
+        error = translated(error)
+        if isinstance(error, StopIteration):
+            # It would end the caller's loop, and the results behind it would be lost unseen.
+            raise RuntimeError("a task raised StopIteration") from error
+        raise error
 
     def __next__(self) -> Any:
         return self.next()

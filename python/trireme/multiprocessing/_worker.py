@@ -18,7 +18,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from typing import Any
 
     Info = dict[str, Any]
@@ -36,14 +36,21 @@ _ENTRY = struct.Struct("=i")  # then the pid of each
 # ---------------------------------------------------------------------------------------------
 
 
-def run_chunk(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+def run_chunk(function: Callable[[Any], Any], items: Collection[Any]) -> list[Any]:
     """A task: *function* of each item; the first failure is the chunk's."""
-    return list(map(function, items))
+    return _complete(list(map(function, items)), items)
 
 
-def run_star(function: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list[Any]:
+def run_star(function: Callable[..., Any], items: Collection[Iterable[Any]]) -> list[Any]:
     """A task: *function* of the arguments in each item."""
-    return list(itertools.starmap(function, items))
+    return _complete(list(itertools.starmap(function, items)), items)
+
+
+def _complete(results: list[Any], items: Collection[Any]) -> list[Any]:
+    """*results*, if there is one for each item: StopIteration ends a map() and says nothing."""
+    if len(results) < len(items):
+        raise RuntimeError(f"a task raised StopIteration: item {len(results)} of {len(items)}")
+    return results
 
 
 def find(module: bytes, qualname: str) -> Any:
@@ -190,8 +197,11 @@ def _results_by_name() -> None:
 
 def begin(setup: int | Info) -> None:
     """Called in each worker before its first task.  Raises what the user's initializer raises."""
+    from trireme import _core
+
     info = inherited[setup] if isinstance(setup, int) else setup
     _become(info)
+    _core._own_arguments()  # tasks write to what they get: there it is a copy
     if info["by_name"]:
         _results_by_name()
     if info["initializer"] is not None:

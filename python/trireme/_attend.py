@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The thread that waits for a pool when nobody else does: trireme-watch.
+
+It runs while somebody is to be told of an end (callbacks, ``wait()``, ``await``), and where nobody
+is left: a pool that was dropped with tasks in flight ends after them.  It is not there before, and
+not while the program forks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from _thread import start_new_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._pool import Pool
+
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_dropped: set[Pool] = set()  # by everybody, with tasks in flight: _serve_loop() ends them
+_serving = threading.RLock()
+
+
+def _serve(pool: Pool) -> None:
+    """Have a thread wait for *pool*: C calls this when a future or job of it is watched."""
+    with _serving:
+        if pool._server is None and not pool._stopping:
+            pool._server = threading.Thread(
+                target=_serve_loop, args=(pool,), name="trireme-watch", daemon=True
+            )
+            pool._server.start()
+
+
+def let_go(pool: Pool) -> None:
+    """*pool* has been dropped by everybody with tasks in flight: see that it ends after them."""
+    if pool._is_fork or pool._joined:
+        pool._keep()  # what refers to it will not end any more
+        return
+    pool._refuse()
+    _dropped.add(pool)
+    _open_pools.add(pool)  # the collector has taken it out
+    try:
+        # This may be a collection in the middle of anything: no lock of threading's here.
+        start_new_thread(_serve_dropped, (pool,))
+    except RuntimeError:  # the interpreter is ending
+        _dropped.discard(pool)
+        pool._end(True, 2.0, False)
+        pool._joined = True
+        pool._keep()
+
+
+def _serve_dropped(pool: Pool) -> None:
+    try:
+        _serve(pool)
+    except RuntimeError:
+        pass  # the interpreter is ending, and so is the pool
+
+
+def _serve_loop(pool: Pool) -> None:
+    while True:
+        with _serving:
+            ending = pool in _dropped and not pool._pending()
+            if pool._stopping or not (pool._watched or pool in _dropped):
+                pool._server = None
+                return
+        try:
+            if ending:
+                _dropped.discard(pool)
+                pool.terminate()
+            else:
+                pool._step(0.2)
+        except KeyboardInterrupt:
+            # A callback raised it: signals are the main thread's.  Others must still be served.
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
+        except Exception:
+            with _serving:
+                pool._server = None
+            _dropped.discard(pool)
+            return
+
+
+def _stop_serving(pool: Pool, limit: float | None = None) -> None:
+    """Send the thread of :func:`_serve` home, if it is another one, and wait until it has gone."""
+    with _serving:  # it is started under this lock, so it has started
+        thread = pool._server
+        pool._stopping = pool._stopping or thread is not None or pool in _dropped
+    if thread is not None and thread is not threading.current_thread():
+        pool._nudge()
+        thread.join(limit)
+
+
+def _before_fork() -> None:
+    """No thread of ours runs while the user forks: the child would inherit its locks."""
+    for pool in list(_open_pools):
+        _stop_serving(pool)
+
+
+def _after_fork_parent() -> None:
+    for pool in list(_open_pools):
+        if pool._stopping:
+            pool._stopping = False
+            if pool._watched or pool in _dropped:
+                _serve(pool)
+
+
+def _after_fork_child() -> None:
+    global _serving
+    _open_pools.clear()
+    _serving = threading.RLock()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_parent,
+    after_in_child=_after_fork_child,
+)
