@@ -271,8 +271,8 @@ static int module_exec(PyObject *module)
 /* clang-format off */
 #define EACH_STATE(X) \
     X(pool_type) X(future_type) X(block_type) X(fn_type) X(job_type) X(handle_type) \
-    X(future_class) X(dumps) X(dumps_result) X(dumps_function) X(function_watch) X(loads) X(missing) \
-    X(encode_exception) X(decode_exception) X(lost) X(deliver) X(failed_type) \
+    X(future_class) X(dumps) X(dumps_result) X(dumps_function) X(function_watch) X(loads) \
+    X(missing) X(encode_exception) X(decode_exception) X(lost) X(deliver) X(failed_type) \
     X(shared_type) X(mailbox_type) X(parcel_type) \
     X(semlock_type) X(event_type) X(cond_type)
 /* clang-format on */
