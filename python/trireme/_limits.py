@@ -158,9 +158,11 @@ def apply(threads: int, wardens: bool = False) -> None:
         for name, value in _plan[2].items():
             os.environ[name] = value
         return
-    ours = os.environ.pop("TRIREME_SET", "").split(",")
-    if wardens and all(os.environ.get(name) == str(threads) for name in ours if name):
-        return
+    told = os.environ.pop("TRIREME_SET", None)
+    ours = (told or "").split(",")
+    if wardens and told is not None:
+        if all(os.environ.get(name) == str(threads) for name in ours if name):
+            return
     user = {name: value for name, value in os.environ.items() if name not in ours}
     added = thread_env(threads, user)
     if all(os.environ.get(name) == value for name, value in added.items()):
