@@ -116,9 +116,11 @@ static void future_free(struct tri_future *f)
 void tri_futures_end(struct tri_pool *p)
 {
     struct tri_future_store *st = p->futures;
+    int64_t made = st ? st->made : 0;
 
     p->futures = NULL;
-    if (st && atomic_fetch_add_explicit(&st->left, st->made, memory_order_acq_rel) == -st->made)
+    /* From here on it may be gone: another thread may free the last future. */
+    if (st && atomic_fetch_add_explicit(&st->left, made, memory_order_acq_rel) == -made)
         store_free(st);
 }
 
