@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/cp.h"
 #include "base/cpu.h"
@@ -90,6 +92,78 @@ static bool may_grow(struct tri_heap *h, uint64_t bytes)
     return true;
 }
 
+/* The largest class of at most so many bytes, which are one granule or more. */
+static uint32_t class_within(uint64_t bytes)
+{
+    uint32_t c = class_of(bytes);
+
+    return class_bytes(c) > bytes ? c - 1 : c;
+}
+
+static void make_free(struct tri_heap *h, uint64_t off, uint32_t c)
+{
+    h->kind[off / TRI_GRANULE] = (uint8_t)(c + 1);
+    h->idle += class_bytes(c);
+    if (!stack_push(&h->free[c], off)) {
+        /* No memory for the list itself: the block stays out of use until the pool ends. */
+        h->idle -= class_bytes(c);
+        h->live += class_bytes(c);
+        h->kind[off / TRI_GRANULE] = (uint8_t)(128 + c);
+    }
+}
+
+/* [from, to) is free: cut it into blocks of class `wanted` and, of what is left, large ones. */
+static void cut(struct tri_heap *h, uint64_t from, uint64_t to, uint32_t wanted)
+{
+    while (from < to) {
+        uint32_t c = to - from >= class_bytes(wanted) ? wanted : class_within(to - from);
+
+        make_free(h, from, c);
+        from += class_bytes(c);
+    }
+}
+
+void tri_heap_join(struct tri_heap *h, uint64_t bytes)
+{
+    uint32_t wanted = class_of(bytes + TRI_BLOCK_HEADER);
+    uint64_t at = 0, from = 0; /* [from, at) is free */
+
+    for (uint32_t c = 0; c < TRI_CLASSES; c++)
+        h->free[c].n = 0;
+    h->idle = 0;
+    while (at < h->top) {
+        uint8_t *k = &h->kind[at / TRI_GRANULE];
+        bool live = *k >= 128;
+
+        if (live)
+            cut(h, from, at, wanted);
+        at += class_bytes(live ? *k - 128u : *k - 1u);
+        if (live)
+            from = at;
+        else
+            *k = 0; /* cut() says what begins here now, if anything does */
+    }
+    h->top = from;
+}
+
+/* A block of class c from the free ones, or from untouched room of which `bytes` will be used. */
+static bool take(struct tri_heap *h, uint32_t c, uint64_t bytes, uint64_t *off)
+{
+    uint64_t size = class_bytes(c);
+
+    if (h->free[c].n) {
+        *off = h->free[c].off[--h->free[c].n];
+        h->idle -= size;
+        return true;
+    }
+    /* Memory is asked for what will be touched, which is less than the class. */
+    if (size > h->bytes - h->top || !may_grow(h, bytes))
+        return false;
+    *off = h->top;
+    h->top += size;
+    return true;
+}
+
 uint64_t tri_heap_alloc(struct tri_heap *h, uint64_t bytes)
 {
     uint32_t c;
@@ -101,15 +175,13 @@ uint64_t tri_heap_alloc(struct tri_heap *h, uint64_t bytes)
     size = class_bytes(c);
     if (h->free[c].n == 0 && tri_load_rlx(&h->view->heap[h->id].freed))
         tri_heap_collect(h);
-    if (h->free[c].n) {
-        off = h->free[c].off[--h->free[c].n];
-        h->idle -= size;
-    } else {
-        /* Memory is asked for what will be touched, which is less than the class. */
-        if (size > h->bytes - h->top || !may_grow(h, bytes))
+    if (!take(h, c, bytes, &off)) {
+        /* What is idle and what was never used may be enough together. */
+        if (h->idle == 0 || h->idle + (h->bytes - h->top) < size)
             return 0;
-        off = h->top;
-        h->top += size;
+        tri_heap_join(h, bytes);
+        if (!take(h, c, bytes, &off))
+            return 0;
     }
     h->kind[off / TRI_GRANULE] = (uint8_t)(128 + c);
     h->live += size;
@@ -135,16 +207,10 @@ int tri_heap_free(struct tri_heap *h, uint64_t off)
         return TRI_ECORRUPT;
     c = h->kind[rel / TRI_GRANULE] - 128u;
     size = class_bytes(c);
-    h->kind[rel / TRI_GRANULE] = (uint8_t)(c + 1);
     h->live -= size;
-    h->idle += size;
+    make_free(h, rel, c);
     if (h->idle > h->idle_max && size >= 65536)
         tri_segment_punch(h->seg, h->base + rel, size);
-    if (!stack_push(&h->free[c], rel)) {
-        /* No memory for the list itself: the block stays out of use until the pool ends. */
-        h->kind[rel / TRI_GRANULE] = 0;
-        return -ENOMEM;
-    }
     return 0;
 }
 
@@ -174,6 +240,24 @@ void tri_block_push(const struct tri_view *v, uint64_t off)
         tri_store_rlx(block_link(v, off), head);
         CP(block_push);
     } while (!tri_cas_sc(&v->heap[id].freed, &head, off)); /* pairs with the exchange below */
+}
+
+void tri_block_populate(uint8_t *data, uint64_t bytes)
+{
+#ifdef MADV_POPULATE_WRITE
+    _Atomic uint64_t *populated = (_Atomic uint64_t *)(void *)(data - TRI_BLOCK_HEADER + 8);
+    uint64_t had = tri_load_rlx(populated);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from;
+
+    if (had >= bytes)
+        return;
+    from = ((uintptr_t)data + had) & ~(page - 1);
+    if (madvise((void *)from, (uintptr_t)data + bytes - from, MADV_POPULATE_WRITE) == 0)
+        tri_store_rlx(populated, bytes);
+#else
+    (void)data;
+    (void)bytes;
+#endif
 }
 
 uint64_t tri_heap_collect(struct tri_heap *h)

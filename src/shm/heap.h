@@ -13,6 +13,13 @@
  * is aligned to 64.  Free lists are last in, first out: a block just freed is warm, and a warm
  * page costs a tenth of a fresh one (2.2 us per fresh page of shared memory).
  *
+ * The header's second word says how much of a block its participant has populated.  A hint: when
+ * the pages were given back it may be gone or may have stayed.
+ *
+ * When neither a free block of the class nor untouched room is left, free blocks that lie side by
+ * side are joined and cut anew (tri_heap_join): sizes that the program no longer uses must not keep
+ * the arena from those it uses now.
+ *
  * A block freed by another process goes on the heap line's stack `freed` and comes home when its
  * participant next allocates, or goes idle.
  *
@@ -62,7 +69,20 @@ int tri_heap_free(struct tri_heap *h, uint64_t off);
 uint64_t tri_heap_collect(struct tri_heap *h);
 /* Bytes that the block at off can hold, 0 when none lives there. */
 uint64_t tri_heap_block_bytes(const struct tri_heap *h, uint64_t off);
+/*
+ * Join free blocks that lie side by side, and cut what comes of it into blocks of at least `bytes`
+ * as long as it lasts.  Takes time in proportion to the blocks there are; tri_heap_alloc does it
+ * before it gives up.
+ */
+void tri_heap_join(struct tri_heap *h, uint64_t bytes);
 int tri_heap_check(const struct tri_heap *h);
+
+/*
+ * Have the pages of a block before its first `bytes` bytes at `data` are written: one system call
+ * instead of a fault for each page that was never written, and nothing where all were.  For large
+ * blocks; from the one that allocated it.  A hint: what cannot be had, the write faults on.
+ */
+void tri_block_populate(uint8_t *data, uint64_t bytes);
 
 /* Give a block of heap `id` back to its participant; any process. */
 void tri_block_push(const struct tri_view *v, uint64_t off);

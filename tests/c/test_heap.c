@@ -91,6 +91,88 @@ static void the_accounts_are_exact_after_any_order(void)
     tri_pool_free(p);
 }
 
+static void sizes_no_longer_used_make_room_for_others(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    struct tri_heap *h = &p->heap;
+    uint64_t off[64], n = 0, big;
+
+    while (n < 64 && (off[n] = tri_heap_alloc(h, 700 << 10)) != 0)
+        n++;
+    CHECK(n > 20 && n < 64);
+    for (uint64_t i = 0; i < n; i += 2) /* every other one: no two free ones side by side */
+        CHECK(tri_heap_free(h, off[i]) == 0);
+    CHECK(tri_heap_alloc(h, 5 << 20) == 0 && tri_heap_check(h) == 0);
+    CHECK(tri_heap_alloc(h, 300 << 10) != 0); /* half of a larger one */
+    for (uint64_t i = 1; i < n; i += 2)
+        CHECK(tri_heap_free(h, off[i]) == 0);
+    big = tri_heap_alloc(h, 5 << 20);
+    CHECK(big && tri_heap_check(h) == 0);
+    CHECK(tri_heap_free(h, big) == 0 && tri_heap_alloc(h, 700 << 10) != 0);
+    CHECK(tri_heap_check(h) == 0);
+    tri_pool_free(p);
+}
+
+/* The longest stretch of the heap in which nothing lives. */
+static uint64_t longest_gap(const struct tri_heap *h, const uint64_t *off, int n)
+{
+    uint64_t at = 0, longest = 0;
+
+    while (at < h->bytes) {
+        uint64_t next = h->bytes, size = 0;
+
+        for (int k = 0; k < n; k++) {
+            uint64_t start = off[k] ? off[k] - TRI_BLOCK_HEADER - h->base : h->bytes;
+
+            if (start >= at && start < next) {
+                next = start;
+                size = tri_heap_block_bytes(h, off[k]) + TRI_BLOCK_HEADER;
+            }
+        }
+        if (next - at > longest)
+            longest = next - at;
+        at = next + size;
+    }
+    return longest;
+}
+
+/* Sizes of all kinds in a heap that is too small for them: only what has no room is refused. */
+static void a_full_heap_refuses_only_what_has_no_room(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    struct tri_heap *h = &p->heap;
+    uint64_t seed = tri_test_seed(), off[40] = {0}, refused = 0;
+
+    for (int i = 0; i < 20000; i++) {
+        int k;
+
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        k = (int)(seed >> 33) % 40;
+        if (off[k]) {
+            const uint8_t *data = p->view.base + off[k];
+
+            CHECK(data[0] == k && data[tri_heap_block_bytes(h, off[k]) - 1] == k);
+            CHECK(tri_heap_free(h, off[k]) == 0);
+            off[k] = 0;
+        } else {
+            uint64_t bytes = (seed >> 42) % (1ull << (seed >> 61)) * 65536;
+
+            off[k] = tri_heap_alloc(h, bytes);
+            if (off[k]) {
+                p->view.base[off[k]] = (uint8_t)k;
+                p->view.base[off[k] + tri_heap_block_bytes(h, off[k]) - 1] = (uint8_t)k;
+            } else {
+                CHECK(longest_gap(h, off, 40) < 2 * (bytes + TRI_BLOCK_HEADER));
+                refused++;
+            }
+        }
+        if (i % 100 == 0)
+            CHECK(tri_heap_check(h) == 0);
+    }
+    CHECK(refused > 0 && tri_heap_check(h) == 0);
+    tri_pool_free(p);
+}
+
 /* ------------------------------------------------------------------ freed by others */
 
 #define BLOCKS 400
@@ -242,13 +324,52 @@ static void an_argument_block_of_a_dead_worker_is_freed_once(void)
     tri_pool_free(p);
 }
 
+/* Pages of [at, at + bytes) that exist, in whichever process they were written. */
+static size_t resident(const uint8_t *at, size_t bytes)
+{
+    static unsigned char map[HEAP / 4096];
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)at & ~(page - 1);
+    size_t pages = ((uintptr_t)at + bytes - from + page - 1) / page, n = 0;
+
+    CHECK(mincore((void *)from, pages * page, map) == 0);
+    for (size_t i = 0; i < pages; i++)
+        n += map[i] & 1;
+    return n;
+}
+
+static void a_block_is_populated_once_and_again_when_it_was_given_back(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, HEAP);
+    const size_t bytes = 4u << 20, pages = bytes / (size_t)sysconf(_SC_PAGESIZE);
+    uint64_t off = tri_heap_alloc(&p->heap, bytes);
+    uint8_t *data = p->view.base + off;
+
+    tri_block_populate(data, bytes / 2);
+#ifdef MADV_POPULATE_WRITE
+    if (resident(data, bytes / 2) > 1) { /* an older kernel takes no such advice */
+        CHECK(resident(data, bytes / 2) >= pages / 2 && resident(data, bytes) <= pages / 2 + 1);
+        tri_block_populate(data, bytes);
+        CHECK(resident(data, bytes) >= pages);
+        tri_segment_punch(&p->seg, off - TRI_BLOCK_HEADER, bytes);
+        tri_block_populate(data, bytes);
+        CHECK(resident(data, bytes - 4096) >= pages - 1);
+    }
+#endif
+    memset(data, 7, bytes);
+    CHECK(tri_heap_free(&p->heap, off) == 0 && tri_heap_check(&p->heap) == 0);
+    tri_pool_free(p);
+}
+
 int main(void)
 {
     RUN(blocks_hold_what_was_asked_for_and_do_not_overlap);
     RUN(the_largest_block_is_the_heap);
     RUN(a_freed_block_is_the_next_of_its_size);
     RUN(the_accounts_are_exact_after_any_order);
+    RUN(sizes_no_longer_used_make_room_for_others);
+    RUN(a_full_heap_refuses_only_what_has_no_room);
     RUN(blocks_freed_by_other_threads_come_home);
+    RUN(a_block_is_populated_once_and_again_when_it_was_given_back);
     RUN(scribbled_links_lead_nowhere);
     RUN(an_argument_block_given_back_early_waits_for_its_task);
     RUN(an_argument_block_of_a_dead_worker_is_freed_once);

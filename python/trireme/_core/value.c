@@ -30,6 +30,7 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
     Py_ssize_t nbuf;
     uint64_t total, at, head[2];
     uint8_t *p;
+    bool ready = false;
 
     if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 ||
         !PyBytes_Check(PyTuple_GET_ITEM(pair, 0)) || !PyList_Check(PyTuple_GET_ITEM(pair, 1))) {
@@ -70,7 +71,9 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
         memcpy(p + 16 + 8 * i, &n, 8);
         at = up64(at);
         if (n >= 1u << 20) {
-            Py_BEGIN_ALLOW_THREADS tri_copy(p + at, b->buf, n);
+            Py_BEGIN_ALLOW_THREADS if (!ready && *off) tri_block_populate(p, total);
+            ready = true;
+            tri_copy(p + at, b->buf, n);
             Py_END_ALLOW_THREADS
         } else {
             memcpy(p + at, b->buf, n);
