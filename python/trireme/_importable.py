@@ -38,7 +38,7 @@ _C_ONLY = ("_cython_", "cython_runtime")
 _known: set[str] = {"builtins", "sys"}  # names that were judged, whatever the verdict
 _strange: dict[str, bytes] = {}  # names no fresh process can import -> how a pickle spells them
 _needles: tuple[bytes, ...] = ()
-_modules_seen = -1  # len(sys.modules) at the last look
+_modules_seen: tuple[int, str] = (0, "")  # how many and the latest, at the last look
 
 
 def _spelling(name: str) -> bytes:
@@ -101,21 +101,26 @@ def _judge(name: str) -> bool:
     return good
 
 
+def _modules_now() -> tuple[int, str]:
+    """How many modules there are, and the latest: one that takes another's place comes last."""
+    return len(sys.modules), next(reversed(sys.modules), "")
+
+
 def _look_for_strange_modules() -> None:
     """Judge the modules imported since the last look.  Costs one comparison when there are none."""
     global _modules_seen
-    if len(sys.modules) == _modules_seen:
+    now = _modules_now()
+    if now == _modules_seen:
         return
-    names = list(sys.modules)
-    for name in names:
+    for name in list(sys.modules):
         if name not in _known:
             _judge(name)
-    _modules_seen = len(names)
+    _modules_seen = now  # what judging has imported is judged the next time
 
 
 def _names_strange_module(data: bytes) -> bool:
     """Whether the pickle *data* refers to a module that a fresh process cannot import."""
-    if len(sys.modules) != _modules_seen:
+    if _modules_now() != _modules_seen:
         _look_for_strange_modules()
     for needle in _needles:
         if needle in data:

@@ -435,3 +435,16 @@ def test_a_function_of_more_than_4_gib_is_refused() -> None:
         "    else: raise SystemExit('sent')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# --- modules that come and go -------------------------------------------------------------------
+
+
+def test_a_module_in_place_of_another_is_looked_at(pool: tri.Pool) -> None:
+    for name in ("trireme_test_gone", "trireme_test_new"):
+        module = sys.modules[name] = types.ModuleType(name)
+        try:
+            exec("class C:\n    x = 5", module.__dict__)
+            assert pool.submit(getattr, module.C(), "x").result(20) == 5
+        finally:
+            del sys.modules[name]  # as many as before, when the next one comes
