@@ -36,6 +36,11 @@ class RemoteTraceback(Exception):
         super().__init__(text)
         self.text = text
 
+    @property
+    def tb(self) -> str:
+        """As str(): the standard library's class of this kind has it under this name."""
+        return str(self)
+
     def __str__(self) -> str:
         return f'\n"""\n{self.text.rstrip()}\n"""'
 

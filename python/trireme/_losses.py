@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def lost(
         if deaths > len(past) + 1:
             lines += ["not recorded"] * (deaths - len(past) - 1)
         lines.append(_death(pid, signal, exitcode, oom))
-        return cls(
+        loss = cls(
             pid=pid,
             exitcode=None if signal else exitcode,
             signal=signal or None,
@@ -88,6 +89,12 @@ def lost(
             task=text,
             deaths=lines,
         )
+        if sys.version_info >= (3, 15):  # from there on a BrokenProcessPool has such a cause
+            code = -signal if signal else exitcode
+            loss.__cause__ = _errors.RemoteTraceback(
+                f"Process {pid} terminated abruptly with exit code {code}"
+            )
+        return loss
     if status == -errno.ENOMEM:
         return MemoryError(f"the result of {text or 'a task'} could not be received: no memory")
     if status == _CLOSED:

@@ -230,8 +230,14 @@ def test_trap_f_exceptions_and_causes_are_the_originals(start: str) -> None:
         assert type(exc.__cause__) is process._RemoteTraceback
         assert "a comment that tracebacks show" in exc.__cause__.tb
         broken = e.submit(kill_self)
-        with pytest.raises(BrokenProcessPool):
+        with pytest.raises(BrokenProcessPool) as lost:
             broken.result()
+        cause = lost.value.__cause__
+        if sys.version_info >= (3, 15):
+            assert type(cause) is process._RemoteTraceback
+            assert "terminated abruptly with exit code -9" in cause.tb
+        else:
+            assert cause is None
         with pytest.raises(futures.BrokenExecutor):
             e.submit(double, 1)
     assert process.BrokenProcessPool is BrokenProcessPool

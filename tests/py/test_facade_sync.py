@@ -334,8 +334,11 @@ def test_values_and_arrays_are_shared(door: str, method: str) -> None:
     assert (point.x, point.n, raw.value, plain[:]) == (3.0, 9, 2.5, [0, 77, 0])
     with pytest.raises(AttributeError):
         ctx.Value("i", lock=5)
-    with pytest.raises(TypeError):
-        ctx.Value("no such type")
+    for make in ctx.Value, ctx.RawValue, ctx.Array, ctx.RawArray:
+        for given in 0, []:
+            with pytest.raises(TypeError) as bad:
+                make("x", given)
+            assert door == "multiprocessing" or "bad typecode 'x'" in str(bad.value)
     copied = importlib.import_module(f"{door}.sharedctypes").copy(raw)
     copied.value = 4.0
     assert raw.value == 2.5

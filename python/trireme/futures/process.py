@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTRA_QUEUED_CALLS", "BrokenProcessPool", "ProcessPoolExecutor", "_RemoteTraceback"]
 
-# Programs read the text of a worker's traceback there.
-_RemoteTraceback.tb = property(str)  # type: ignore[attr-defined]
-
 _NOT_USABLE = "A child process terminated abruptly, the process pool is not usable anymore"
 
 

@@ -52,12 +52,20 @@ _ours: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary(
 )
 
 
-def _new_value(kind: Any) -> Any:
+def _kind(typecode_or_type: Any) -> Any:
+    kind = _theirs.typecode_to_type.get(typecode_or_type, typecode_or_type)
     try:
-        size = ctypes.sizeof(kind)
+        ctypes.sizeof(kind)
     except TypeError as error:
         codes = " ".join(sorted(_theirs.typecode_to_type))
-        raise TypeError(f"{kind!r} is neither a ctypes type nor one of {codes}") from error
+        raise TypeError(
+            f"bad typecode {kind!r}: it is neither a ctypes type nor one of {codes}"
+        ) from error
+    return kind
+
+
+def _new_value(kind: Any) -> Any:
+    size = ctypes.sizeof(kind)
     return _theirs.rebuild_ctype(kind, heap.BufferWrapper(size), None)
 
 
@@ -69,14 +77,14 @@ def _zeros(kind: Any) -> Any:
 
 def RawValue(typecode_or_type: Any, *args: Any) -> Any:
     """Returns a ctypes object in shared memory"""
-    made = _zeros(_theirs.typecode_to_type.get(typecode_or_type, typecode_or_type))
+    made = _zeros(_kind(typecode_or_type))
     made.__init__(*args)
     return made
 
 
 def RawArray(typecode_or_type: Any, size_or_initializer: Any) -> Any:
     """Returns a ctypes array in shared memory"""
-    kind = _theirs.typecode_to_type.get(typecode_or_type, typecode_or_type)
+    kind = _kind(typecode_or_type)
     if isinstance(size_or_initializer, int):
         return _zeros(kind * size_or_initializer)
     made = _new_value(kind * len(size_or_initializer))
