@@ -175,6 +175,7 @@ def measure(python: Path, figure: str, system: str, args: argparse.Namespace) ->
     out.unlink(missing_ok=True)
     env = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1",
                RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", PYTHONWARNINGS="ignore")
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # or each worker compiles the tasks' module anew
     with open(args.out / "child.log", "wb") as log:
         child = subprocess.Popen(
             [python, HERE / "child.py", figure, system, str(args.workers), str(int(args.quick)),
