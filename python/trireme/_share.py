@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import _pickle as pickle  # the C half, as in _pickling
 import contextlib
+import errno
 import fcntl
 import io
 import itertools
@@ -168,7 +169,7 @@ def _store(obj: Any, number: int) -> tuple[int, mmap.mmap]:
     fd = os.memfd_create("trireme-share", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.fchmod(fd, 0o600)
-        os.ftruncate(fd, size)
+        _set_size(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL | _SHRINK | _GROW)
         # Written, not copied into a mapping: no page is cleared first, none is faulted in one by
         # one, and a machine that runs short of memory answers with an error, not with SIGBUS.
@@ -181,6 +182,19 @@ def _store(obj: Any, number: int) -> tuple[int, mmap.mmap]:
         os.close(fd)
         raise
     return fd, memory
+
+
+def _set_size(fd: int, size: int) -> None:
+    try:
+        os.ftruncate(fd, size)
+    except OSError as exc:
+        if exc.errno != errno.EFBIG:
+            raise
+        raise OSError(
+            errno.EFBIG,
+            f"to share {size} bytes takes a file of that size in memory, and the limit of file "
+            "sizes (ulimit -f, RLIMIT_FSIZE) is less: raise it",
+        ) from None
 
 
 def _write(fd: int, data: Any, at: int) -> int:

@@ -7,6 +7,7 @@ import copy
 import functools
 import gc
 import os
+import resource
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -253,3 +254,15 @@ def test_a_shared_result_may_be_made_from_a_shared_argument(processes: Any) -> N
 
 def test_repr_says_what_it_is() -> None:
     assert repr(tri.share([1])).startswith("<trireme.Shared list")
+
+
+def test_a_limit_of_file_sizes_is_named() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        small = tri.share(b"x" * 100)
+        with pytest.raises(OSError, match="80.. bytes.*ulimit -f.*raise it"):
+            tri.share(bytes(8000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert small.value == b"x" * 100
