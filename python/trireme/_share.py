@@ -24,12 +24,10 @@ pickled, too.
 from __future__ import annotations
 
 import _pickle as pickle  # the C half, as in _pickling
-import contextlib
 import errno
 import fcntl
 import io
 import itertools
-import mmap
 import operator
 import os
 import struct
@@ -45,10 +43,7 @@ if TYPE_CHECKING:
 
 _HEADER = 16
 _SEAL, _SHRINK, _GROW = 1, 2, 4
-_MADV_POPULATE_READ = 22
-# A small mapping's pages come at once, at a fifth of the price of faults.  Of a large one a task
-# may want a corner only.
-_POPULATE_MAX = 32 << 20
+_HUGE = 2 << 20  # a large page; see src/shm/huge.h
 
 # By (owner's pid, number): handles made here, or in a process that this one is a fork of, and those
 # that came from elsewhere.
@@ -61,7 +56,7 @@ def _up64(n: int) -> int:
     return (n + 63) & ~63
 
 
-def _load(memory: mmap.mmap) -> Any:
+def _load(memory: memoryview) -> Any:
     view = memoryview(memory).toreadonly()
     length, count = struct.unpack_from("=QQ", view, _HEADER)
     at = _HEADER + 16
@@ -159,25 +154,25 @@ def _dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
 # ---------------------------------------------------------------------------------------------
 
 
-def _store(obj: Any, number: int) -> tuple[int, mmap.mmap]:
+def _store(obj: Any, number: int) -> tuple[int, memoryview]:
     data, buffers = _dumps(obj)
     head = struct.pack("=8xQQQ", number, len(data), len(buffers))
     head += struct.pack(f"={len(buffers)}Q", *(b.nbytes for b in buffers))
     size = len(head) + len(data)
     for b in buffers:
         size = _up64(size) + b.nbytes
+    if size % _HUGE >= _HUGE // 2:
+        size += -size % _HUGE  # the rest in a large page, too
     fd = os.memfd_create("trireme-share", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.fchmod(fd, 0o600)
         _set_size(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL | _SHRINK | _GROW)
-        # Written, not copied into a mapping: no page is cleared first, none is faulted in one by
-        # one, and a machine that runs short of memory answers with an error, not with SIGBUS.
-        at = _write(fd, head, 0)
-        at = _write(fd, data, at)
+        memory = _core._map(fd, True)
+        at = _core._fill(fd, memory, 0, head)
+        at = _core._fill(fd, memory, at, data)
         for b in buffers:
-            at = _write(fd, b, _up64(at))
-        memory = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            at = _core._fill(fd, memory, _up64(at), b)
     except BaseException:
         os.close(fd)
         raise
@@ -197,22 +192,13 @@ def _set_size(fd: int, size: int) -> None:
         ) from None
 
 
-def _write(fd: int, data: Any, at: int) -> int:
-    """Write all of *data* at *at*; where it ends.  One call writes 2 GiB at most."""
-    with memoryview(data).cast("B") as view:
-        done = 0
-        while done < view.nbytes:
-            done += os.pwrite(fd, view[done:], at + done)
-    return at + done
-
-
 def _forget_retired() -> None:
     for key, handle in list(_known.items()):
         if handle._memory[0]:
             _known.pop(key, None)
 
 
-def _open(pid: int, number: int, fd: int) -> mmap.mmap:
+def _open(pid: int, number: int, fd: int) -> memoryview:
     """The memory behind another process's descriptor.  Raises if it is not that object's now."""
     path = f"/proc/{pid}/fd/{fd}"
     try:
@@ -220,7 +206,7 @@ def _open(pid: int, number: int, fd: int) -> mmap.mmap:
             raise FileNotFoundError(path)
         here = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            memory = mmap.mmap(here, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+            memory = _core._map(here, False)
         finally:
             os.close(here)
         if memory[0] or struct.unpack_from("=Q", memory, 8) != (number,):
@@ -240,9 +226,6 @@ def _resolve(pid: int, number: int, fd: int) -> Shared:
         return handle
     _forget_retired()
     memory = _open(pid, number, fd)
-    if len(memory) <= _POPULATE_MAX:
-        with contextlib.suppress(OSError, ValueError):  # Linux before 5.14
-            memory.madvise(_MADV_POPULATE_READ)
     handle = Shared.__new__(Shared)
     handle._set(key, fd, memory)
     _known[key] = handle
@@ -272,7 +255,7 @@ class Shared:
         self._set(key, *_store(obj, key[1]))
         _made[key] = self
 
-    def _set(self, key: tuple[int, int], fd: int, memory: mmap.mmap) -> None:
+    def _set(self, key: tuple[int, int], fd: int, memory: memoryview) -> None:
         self._fd = fd  # in the process that made it
         self._memory = memory
         self._key = key

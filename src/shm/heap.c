@@ -6,12 +6,11 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/cp.h"
 #include "base/cpu.h"
 #include "base/pages.h"
+#include "shm/huge.h"
 #include "trireme.h"
 
 static uint32_t class_of(uint64_t bytes)
@@ -149,18 +148,23 @@ void tri_heap_join(struct tri_heap *h, uint64_t bytes)
 /* A block of class c from the free ones, or from untouched room of which `bytes` will be used. */
 static bool take(struct tri_heap *h, uint32_t c, uint64_t bytes, uint64_t *off)
 {
-    uint64_t size = class_bytes(c);
+    uint64_t size = class_bytes(c), from;
 
     if (h->free[c].n) {
         *off = h->free[c].off[--h->free[c].n];
         h->idle -= size;
         return true;
     }
+    /* A large block begins where a large page may. */
+    from = size < TRI_HUGE ? h->top : (h->top + TRI_HUGE - 1) & ~(uint64_t)(TRI_HUGE - 1);
+    if (from > h->bytes || size > h->bytes - from)
+        from = h->top;
     /* Memory is asked for what will be touched, which is less than the class. */
-    if (size > h->bytes - h->top || !may_grow(h, bytes))
+    if (size > h->bytes - from || !may_grow(h, from - h->top + bytes))
         return false;
-    *off = h->top;
-    h->top += size;
+    cut(h, h->top, from, TRI_CLASSES - 1);
+    *off = from;
+    h->top = from + size;
     return true;
 }
 
@@ -244,20 +248,15 @@ void tri_block_push(const struct tri_view *v, uint64_t off)
 
 void tri_block_populate(uint8_t *data, uint64_t bytes)
 {
-#ifdef MADV_POPULATE_WRITE
     _Atomic uint64_t *populated = (_Atomic uint64_t *)(void *)(data - TRI_BLOCK_HEADER + 8);
+    uint8_t *block = data - TRI_BLOCK_HEADER;
     uint64_t had = tri_load_rlx(populated);
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from;
 
     if (had >= bytes)
         return;
-    from = ((uintptr_t)data + had) & ~(page - 1);
-    if (madvise((void *)from, (uintptr_t)data + bytes - from, MADV_POPULATE_WRITE) == 0)
+    if (tri_huge_populate(data + had, bytes - had,
+                          block + class_bytes(class_of(bytes + TRI_BLOCK_HEADER))) == 0)
         tri_store_rlx(populated, bytes);
-#else
-    (void)data;
-    (void)bytes;
-#endif
 }
 
 uint64_t tri_heap_collect(struct tri_heap *h)

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "shm/huge.h"
 #include "trireme.h"
 
 #ifndef F_ADD_SEALS
@@ -89,9 +90,9 @@ static int unlinked_file(void)
 
 static void *map(int fd, uint64_t bytes, int flags)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, fd, 0);
+    void *p = tri_huge_map(fd, bytes, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE);
 
-    if (p == MAP_FAILED)
+    if (!p)
         return NULL;
     madvise(p, bytes, MADV_DONTDUMP);
     return p;

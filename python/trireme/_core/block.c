@@ -16,7 +16,8 @@
  * and nobody else reads it unless that task is to be run again after its worker's death; then the
  * task gets copies (args_unpickle).
  *
- * A result too large for the arena has a mapping of its own instead (src/pool/spill.c).
+ * A result too large for the arena has a mapping of its own instead (src/pool/spill.c), as a shared
+ * object has (mapping.c).
  */
 #include <sys/mman.h>
 
@@ -41,7 +42,7 @@ PyObject *block_of_result(struct state *st, struct core *core, uint64_t off, uin
     return (PyObject *)b;
 }
 
-PyObject *block_of_spill(struct state *st, void *at, uint64_t len)
+PyObject *block_of_mapping(struct state *st, void *at, uint64_t len, bool readonly)
 {
     BlockObject *b = block_new(st);
 
@@ -50,6 +51,7 @@ PyObject *block_of_spill(struct state *st, void *at, uint64_t len)
     b->mapped = true;
     b->ptr = at;
     b->len = (Py_ssize_t)len;
+    b->readonly = readonly;
     return (PyObject *)b;
 }
 

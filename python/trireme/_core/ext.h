@@ -185,13 +185,15 @@ typedef struct BlockObject {
 } BlockObject;
 
 PyObject *block_of_result(struct state *st, struct core *core, uint64_t off, uint64_t len);
-PyObject *block_of_spill(struct state *st, void *at, uint64_t len);
+PyObject *block_of_mapping(struct state *st, void *at, uint64_t len, bool readonly);
 PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len,
                         bool readonly);
 PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len);
 /* Functions of the module: see there. */
 PyObject *own_arguments(PyObject *module, PyObject *none);
 PyObject *say_readonly(PyObject *module, PyObject *args);
+PyObject *map_file(PyObject *module, PyObject *args);
+PyObject *fill_file(PyObject *module, PyObject *args);
 
 /* ------------------------------------------------------------------ futures and jobs */
 

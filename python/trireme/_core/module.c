@@ -230,6 +230,8 @@ static PyMethodDef functions[] = {
     {"_set_shared_class", set_shared_class, METH_O, NULL},
     {"_own_arguments", own_arguments, METH_NOARGS, NULL},
     {"_say_readonly", say_readonly, METH_VARARGS, NULL},
+    {"_map", map_file, METH_VARARGS, NULL},
+    {"_fill", fill_file, METH_VARARGS, NULL},
     {"cpu_count", cpu_count, METH_O, NULL},
     {"_fork_count", fork_count, METH_NOARGS, NULL},
     {"_pidfd_self", pidfd_open_self, METH_NOARGS, NULL},

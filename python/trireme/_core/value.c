@@ -494,7 +494,7 @@ PyObject *result_read(PoolObject *pool, struct tri_done *d)
         return value;
     }
     if (d->spill || (d->res_off && d->res_len >= COPY_BELOW)) {
-        root = d->spill ? block_of_spill(pool->st, d->spill, d->res_len)
+        root = d->spill ? block_of_mapping(pool->st, d->spill, d->res_len, false)
                         : block_of_result(pool->st, pool->core, d->res_off, d->res_len);
         if (!root) {
             result_drop(pool, d);
