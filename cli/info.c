@@ -70,7 +70,8 @@ static const char *missing(const struct facts *f, int i)
         bool absent;
         const char *text;
     } all[] = {
-        {!f->m.has_memfd, "memfd: without it no pool of processes can open"},
+        {!f->m.has_memfd,
+         "memfd: shared memory is a file of /dev/shm without a name, or has no descriptor"},
         {!f->m.has_pidfd, "pidfd: deaths of workers are noticed by SIGCHLD alone"},
         {!f->m.has_close_range, "close_range: descriptors are closed one by one"},
         {!f->m.has_hwloc, "hwloc: topology is read from sysfs"},
@@ -117,8 +118,11 @@ static void print_text(const struct facts *f)
     printf("topology   %d package%s, %d NUMA node%s, by %s\n", m->packages,
            m->packages == 1 ? "" : "s", m->numa_nodes, m->numa_nodes == 1 ? "" : "s",
            m->has_hwloc ? "hwloc" : "sysfs");
-    printf("memory     %s, %s free\n", size_text(m->memory_bytes, a, sizeof a),
-           size_text(m->memory_free_bytes, b, sizeof b));
+    if (m->memory_bytes)
+        printf("memory     %s, %s free\n", size_text(m->memory_bytes, a, sizeof a),
+               size_text(m->memory_free_bytes, b, sizeof b));
+    else
+        printf("memory     unknown\n");
     if (m->cgroup_limit_bytes)
         printf("limit      %s by cgroup v%d, %s used\n",
                size_text(m->cgroup_limit_bytes, a, sizeof a), m->cgroup_version,

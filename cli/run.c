@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define MANY 100000                    /* scripts at once: nobody means more */
 #define QUEUE_BYTES ((size_t)64 << 20) /* all waiting output in memory; the rest is on disk */
 
 /* ------------------------------------------------------------------ the end */
@@ -60,11 +61,11 @@ static void summary(const struct run *r)
         const struct job *job = &r->job[i];
 
         if (job->started)
-            fprintf(stderr, "  %4d %7.2f s  %s", job->code, seconds(job->took_ns), job->text);
+            fprintf(stderr, "  %4d %7.2f s  %s", job->code, seconds(job->took_ns), job->label);
         else if (job->state == DONE)
-            fprintf(stderr, "  %4d         -  %s", job->code, job->text);
+            fprintf(stderr, "  %4d         -  %s", job->code, job->label);
         else
-            fprintf(stderr, "     -         -  %s", job->text);
+            fprintf(stderr, "     -         -  %s", job->label);
         if (job->signal)
             fprintf(stderr, " (%s)", strsignal(job->signal));
         fputc('\n', stderr);
@@ -154,14 +155,30 @@ static void help(void)
            tri_cpu_count(0));
 }
 
-/* A positive number, 0 for anything else. */
+/* A positive number, at most MANY; 0 for anything else. */
 static int count_of(const char *text)
 {
     int n = 0;
 
-    for (; *text >= '0' && *text <= '9' && n < 100000; text++)
-        n = n * 10 + (*text - '0');
+    for (; *text >= '0' && *text <= '9'; text++)
+        n = n < MANY ? n * 10 + (*text - '0') : n;
     return *text ? 0 : n;
+}
+
+/* A word with line ends in it would tear the summary apart.  Without memory it stays as it is. */
+static const char *label_of(const char *word)
+{
+    char *label = NULL;
+
+    for (const char *c = word; *c && !label; c++) {
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            label = strdup(word);
+    }
+    for (char *c = label; c && *c; c++) {
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = ' ';
+    }
+    return label ? label : word;
 }
 
 static int usage_error(const char *what, const char *word)
@@ -196,7 +213,8 @@ int tri_cmd_run(int argc, char **argv)
                 usage_error("an empty SCRIPT", word);
                 goto free_job;
             }
-            r.job[r.jobs++] = (struct job){.text = word, .pid = NO_PID, .fd = {-1, -1}};
+            r.job[r.jobs++] =
+                (struct job){.text = word, .label = label_of(word), .pid = NO_PID, .fd = {-1, -1}};
         } else if (!strcmp(word, "-h") || !strcmp(word, "--help")) {
             help();
             code = 0;
@@ -232,6 +250,10 @@ int tri_cmd_run(int argc, char **argv)
         r.limit = tri_cpu_count(0);
     code = run_jobs(&r);
 free_job:
+    for (i = 0; i < r.jobs; i++) {
+        if (r.job[i].label != r.job[i].text)
+            free((char *)r.job[i].label);
+    }
     free(r.job);
     return code;
 }

@@ -26,9 +26,10 @@
 enum state { WAITING, RUNNING, ENDED, DONE };
 
 struct job {
-    const char *text; /* as the user wrote it */
-    char **argv;      /* allocated, with strings of others; NULL: cannot be run */
-    char *owned;      /* the one string of argv that had to be made */
+    const char *text;  /* as the user wrote it */
+    const char *label; /* for people: on one line */
+    char **argv;       /* allocated, with strings of others; NULL: cannot be run */
+    char *owned;       /* the one string of argv that had to be made */
     enum state state;
     pid_t pid; /* leader, session and group */
     int fd[2]; /* reading ends of its stdout and stderr; -1: at the end */

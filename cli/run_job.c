@@ -70,7 +70,7 @@ static void say_to(struct run *r, struct tri_queue *queue, const char *format, .
 static void refuse(struct run *r, struct job *job, int code, const char *why)
 {
     job->code = code;
-    say_to(r, &job->out, "trireme run: %s: %s", job->text, why);
+    say_to(r, &job->out, "trireme run: %s: %s", job->label, why);
 }
 
 /* argv of a job: up to three words, then the ARGS of all. */
@@ -94,10 +94,21 @@ static void set_argv(struct run *r, struct job *job, const char *a, const char *
         job->argv[n++] = r->args[i];
 }
 
+static const char *no_python(char *why, size_t bytes)
+{
+    const char *chosen = getenv("TRIREME_PYTHON");
+
+    if (!chosen || !*chosen)
+        return "there is no python3 on PATH; set TRIREME_PYTHON";
+    snprintf(why, bytes, "TRIREME_PYTHON is \"%s\", which is no program", chosen);
+    return why;
+}
+
 /* Decide how a word is run; a word that cannot be run says why when its turn comes. */
 static void resolve(struct run *r, struct job *job)
 {
     const char *text = job->text, *name = text;
+    char why[PATH_MAX + 64];
     struct stat st;
 
     if (stat(text, &st) == 0) {
@@ -118,7 +129,7 @@ static void resolve(struct run *r, struct job *job)
         if (tri_ends_with(text, ".py")) {
             if (!r->python[0] && !tri_find_python(r->python, sizeof r->python)) {
                 r->python[0] = '\0';
-                refuse(r, job, TRI_EXIT_NOT_FOUND, "no Python found; set TRIREME_PYTHON");
+                refuse(r, job, TRI_EXIT_NOT_FOUND, no_python(why, sizeof why));
                 return;
             }
             /* A plain name stays plain, as in `python3 a.py`, so that argv[0] is the same. */
@@ -159,6 +170,7 @@ static void resolve(struct run *r, struct job *job)
 _Noreturn static void child(const struct run *r, const struct job *job, int out, int err,
                             pid_t parent, const sigset_t *mask)
 {
+    const char *what = "";
     int why;
 
     setsid();
@@ -172,7 +184,10 @@ _Noreturn static void child(const struct run *r, const struct job *job, int out,
     sigprocmask(SIG_SETMASK, mask, NULL);
     execvp(job->argv[0], job->argv);
     why = errno;
-    dprintf(2, "trireme run: %s: %s\n", job->text, strerror(why));
+    /* Said of a file that is there, it is meant of another. */
+    if (why == ENOENT && strchr(job->argv[0], '/') && access(job->argv[0], F_OK) == 0)
+        what = "the interpreter that its first line names is missing: ";
+    dprintf(2, "trireme run: %s: %s%s\n", job->label, what, strerror(why));
     _exit(why == ENOENT ? TRI_EXIT_NOT_FOUND : TRI_EXIT_NOT_RUN);
 }
 
@@ -285,7 +300,7 @@ static void job_done(struct run *r, struct job *job)
         }
     }
     if (r->progress && !r->tty[2])
-        say_to(r, &r->notes, "[%d/%d] %s: %s, %.2f s", r->done, r->jobs, job->text,
+        say_to(r, &r->notes, "[%d/%d] %s: %s, %.2f s", r->done, r->jobs, job->label,
                outcome(job, text, sizeof text), seconds(job->took_ns));
 }
 
@@ -357,7 +372,7 @@ void tri_run_job_step(struct run *r, struct job *job, int64_t now)
         }
         if (job->termed == 0 && now - job->since >= GRACE_NS) {
             say_to(r, &job->out, "trireme run: %s: ending processes that it left behind",
-                   job->text);
+                   job->label);
             job_terminate(job, now);
         }
     }

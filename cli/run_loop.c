@@ -108,7 +108,7 @@ static void line_show(struct run *r, int64_t now)
         width = (int)sizeof text - 8;
     n = snprintf(text, (size_t)width, "[%d/%d] %.1f s", r->done, r->jobs, seconds(now - r->began));
     for (int i = 0; i < r->n_active && n < width; i++)
-        n += snprintf(text + n, (size_t)(width - n), " %s", r->active[i]->text);
+        n += snprintf(text + n, (size_t)(width - n), " %s", r->active[i]->label);
     line_hide(r);
     r->line_shown = write(2, text, strlen(text)) > 0;
     r->line_at = now;

@@ -16,9 +16,10 @@
  *     ...
  *     tri_pool *pool;
  *     int err = tri_pool_open(&pool, NULL);
- *     if (!err)
+ *     if (!err) {
  *         err = tri_map(pool, square, in, sizeof *in, out, sizeof *out, n, NULL);
- *     tri_pool_close(pool);
+ *         tri_pool_close(pool);
+ *     }
  *
  * Errors are 0 or negative: system errors as -errno, the library's own below -4095.  The library
  * never prints, never exits, installs no signal handler in the owner and reaps no child of the
@@ -84,7 +85,7 @@ TRI_API int tri_cpu_count(int physical);
 
 /** What the machine offers this process; 0 or negative fields mean "unknown" or "no limit". */
 typedef struct tri_machine {
-    size_t size;                 /* set by tri_machine_init */
+    size_t size;                 /* set by TRI_MACHINE_INIT, or to sizeof(tri_machine) */
     int cpus_online;             /* logical CPUs of the machine */
     int cpus_allowed;            /* in the affinity mask */
     int cpus_usable;             /* tri_cpu_count(0) */
@@ -125,21 +126,24 @@ typedef struct tri_share tri_share;
 
 enum tri_kind {
     TRI_PROCESS = 0, /* workers are processes: they may crash alone */
-    TRI_THREAD = 1,  /* workers are threads of the owner: no copies at all */
+    TRI_THREAD = 1   /* workers are threads of the owner: no copies at all */
 };
 
 typedef struct tri_pool_config {
     size_t size;              /* set by tri_pool_config_init */
     int kind;                 /* enum tri_kind; default TRI_PROCESS */
     int workers;              /* 0: tri_cpu_count(0); at most TRI_MAX_WORKERS */
-    uint32_t slots;           /* tasks in flight at most; 0: 8192; rounded up to a power of two */
-    uint64_t arena_bytes;     /* shared memory that one participant may fill; 0: the machine's */
+    uint32_t slots;           /* tasks in flight at most; 0: 8192; rounded up to a power of two,
+                               * 64 at least; at most TRI_MAX_SLOTS_IN_FLIGHT */
+    uint64_t arena_bytes;     /* shared memory that one participant may fill; 0: the machine's.
+                               * 8 MiB at least; less than asked where addresses are scarce */
     int64_t spin_ns;          /* longest busy wait before a sleep; -1: measured, 0: never */
-    uint32_t max_tasks;       /* a worker is replaced after so many tasks; 0: never */
-    int64_t start_timeout_ns; /* longest wait for the warden; default 30 s */
+    uint32_t max_tasks;       /* a process is replaced after so many tasks; 0: never */
+    int64_t start_timeout_ns; /* longest wait for the warden; 0: the default, 30 s */
 } tri_pool_config;
 
 #define TRI_MAX_WORKERS 1024
+#define TRI_MAX_SLOTS_IN_FLIGHT 524288
 
 /** Fill *cfg with the defaults above.  Call it first, then change what you need. */
 TRI_API void tri_pool_config_init(tri_pool_config *cfg);
@@ -158,10 +162,11 @@ TRI_API void tri_pool_config_init(tri_pool_config *cfg);
  * Blocks:  until the warden has forked every worker, at most cfg->start_timeout_ns.
  *
  * @return 0, or
- *   -EINVAL             a field of cfg is out of range
+ *   -EINVAL             a field of cfg is out of range, cfg->size is not that of
+ *                       tri_pool_config_init(), or out is NULL
  *   -ENOMEM, -EMFILE, -EAGAIN, ...  the system refused; nothing is left running
  *   TRI_ETIMEDOUT       the warden did not answer; it was killed
- *   TRI_EPLATFORM       no futex or no shared memory on this system
+ *   TRI_EPLATFORM       a call that it cannot do without is none of this system's
  */
 TRI_API int tri_pool_open(tri_pool **out, const tri_pool_config *cfg);
 
@@ -187,12 +192,15 @@ typedef struct tri_stats {
     size_t size;       /* set by the caller to sizeof(tri_stats) */
     int workers;       /* configured */
     int workers_alive; /* running now */
+    /* tasks (a chunk of tri_map is one); completed: ran to the end, failed ones among them */
     uint64_t submitted, completed, failed, cancelled, lost, retried, timed_out;
     uint64_t deaths;   /* workers that ended unasked */
     uint64_t restarts; /* workers started in place of another */
     uint64_t owner_sleeps, owner_spins_hit, owner_spins_missed, wakes; /* sleep and wake */
-    uint64_t arena_live_bytes; /* in blocks not yet freed, over all participants */
-    uint64_t arena_peak_bytes;
+    /* In blocks not yet freed, over all participants.  A result that was freed counts until the
+     * worker it came from has run another task. */
+    uint64_t arena_live_bytes;
+    uint64_t arena_peak_bytes; /* most ever; the sum of the participants' own */
     uint32_t slots, slots_free;
 } tri_stats;
 
@@ -206,6 +214,12 @@ TRI_API int tri_pool_stats(tri_pool *pool, tri_stats *st);
  *
  * Both are aligned to 16 bytes (items of a map: as the arrays are).  It runs in a worker; in a
  * process worker only memory from before tri_pool_open and tri_share memory is the caller's.
+ * What it prints to stdout in a process worker is written out when it returns; its other streams
+ * are its own to flush.  In a thread worker it must return: exit() there ends the program.
+ *
+ * A task of a thread pool may use the pool itself: tri_map() and, with timeout_ns -1,
+ * tri_future_wait() and tri_future_get() run what they wait for, if no other worker has begun it.
+ * In a process worker a pool of the owner's is TRI_EFORKED; the task may open one of its own.
  * @return 0, or any other int, which the caller finds as TRI_EFAILED and tri_future_code()
  */
 typedef int (*tri_fn)(const void *in, void *out);
@@ -213,7 +227,8 @@ typedef int (*tri_fn)(const void *in, void *out);
 typedef struct tri_call {
     size_t size;        /* sizeof(tri_call) */
     size_t chunk;       /* tri_map: items per task; 0: the pool measures and decides */
-    int64_t timeout_ns; /* a task that runs longer loses its worker; 0: no limit (process only) */
+    int64_t timeout_ns; /* a task that runs longer loses its worker; 0: no limit.  -EINVAL in a
+                         * thread pool: nobody can stop a thread */
     int retries;        /* how often a task is run again after its worker died; default 0 */
     int priority;       /* -2 (last) ... 2 (first) */
     int caller;         /* tri_map: the caller works too; a crash then takes the caller */
@@ -234,7 +249,8 @@ typedef struct tri_call {
  * Threads: any.  Blocks: until all items are done or one has failed; items not started are then
  * dropped and the contents of out are unspecified.
  *
- * @return 0; -EINVAL; TRI_EFAILED, TRI_EWORKERLOST, ... of the first item that failed; TRI_EBROKEN;
+ * @return 0; TRI_EFAILED, TRI_EWORKERLOST, ... of what failed first; -ENOMEM; TRI_EBROKEN;
+ *   TRI_EFORKED; -EINVAL: a NULL, an option out of range, or an array longer than PTRDIFF_MAX;
  *   -EINTR is never returned: signals do not interrupt a map.
  */
 TRI_API int tri_map(tri_pool *pool, tri_fn fn, const void *in, size_t in_bytes, void *out,
@@ -243,11 +259,12 @@ TRI_API int tri_map(tri_pool *pool, tri_fn fn, const void *in, size_t in_bytes, 
 /**
  * Start fn(in) on a worker.
  *
- * @param out_bytes  size of the result, at most the arena
+ * @param out_bytes  size of the result; one that the arena has no room for ends with -ENOMEM
  * @param fut        receives the future
  *
  * Owner: *in is copied during the call; the future is the caller's, freed with tri_future_free.
- * Threads: any.  Blocks: while cfg->slots tasks are in flight.
+ * Threads: any.  Blocks: while cfg->slots tasks are in flight.  (Do not let tasks of a thread pool
+ * submit to it until all slots are taken: each would wait for one that another holds.)
  * @return 0, -EINVAL, -ENOMEM, TRI_EBROKEN, TRI_ECLOSED, TRI_EFORKED
  */
 TRI_API int tri_submit(tri_pool *pool, tri_fn fn, const void *in, size_t in_bytes, size_t out_bytes,
@@ -257,8 +274,8 @@ TRI_API int tri_submit(tri_pool *pool, tri_fn fn, const void *in, size_t in_byte
  * Wait for the result.
  *
  * @param timeout_ns  -1: for ever; 0: do not block
- * @return 0 when the task is done, well or badly; TRI_ETIMEDOUT; -EINTR when a signal handler ran;
- *   TRI_EFORKED
+ * @return 0 when the task is done, well or badly; TRI_ETIMEDOUT; -EINTR when a signal handler
+ *   interrupted the sleep; TRI_EFORKED
  */
 TRI_API int tri_future_wait(tri_future *fut, int64_t timeout_ns);
 
@@ -288,11 +305,13 @@ TRI_API void tri_future_free(tri_future *fut);
  * Owner: the caller, until tri_share_free() or the pool's end.  Nothing orders accesses to it but
  * the tasks themselves: what was written before tri_submit is visible to the task, and what the
  * task wrote is visible after tri_future_get.
- * @return 0, -ENOMEM, -EINVAL
+ * @return 0, -ENOMEM, -EINVAL (a NULL, or no bytes), TRI_EFORKED
  */
 TRI_API int tri_share_open(tri_pool *pool, size_t bytes, tri_share **out);
+/** Where it begins, aligned to 64; NULL for NULL. */
 TRI_API void *tri_share_data(tri_share *share);
 TRI_API size_t tri_share_bytes(const tri_share *share);
+/** Before the pool ends; NULL is ignored.  No task may use the memory any more. */
 TRI_API void tri_share_free(tri_share *share);
 
 #ifdef __cplusplus

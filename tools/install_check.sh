@@ -43,10 +43,10 @@ for file in "$tmp"/examples/*.c; do
     built=$((built + 1))
 done
 LD_LIBRARY_PATH=$libdir "$tmp/least" || fail "the shared library does not answer its version"
-# The archive for Trireme itself, shared libraries for what it needs: distributions ship hwloc and
-# its own dependencies without archives.
-private=(-pthread -lrt -lm)
-! grep -q hwloc "$pc" || private+=(-lhwloc)
+# hwloc is opened at run time: who links with us need not even have its development files.
+! grep -q hwloc "$pc" || fail "trireme.pc asks for hwloc"
+# The archive for Trireme itself, and what its .pc says that one needs then.
+read -ra private < <(sed -n 's/^Libs.private: //p' "$pc")
 # shellcheck disable=SC2046
 ${CC:-cc} -std=gnu11 "-DTRIREME_VERSION_EXPECTED=\"$version\"" "$tmp/examples/least.c" \
     -o "$tmp/least-static" $(pkg-config --cflags trireme) "$libdir/libtrireme.a" "${private[@]}" ||

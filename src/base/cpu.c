@@ -322,8 +322,12 @@ static bool topology_hwloc(const struct tri_affinity *aff, struct tri_topology *
     struct hwloc_calls h;
     hwloc_topology_t t;
     bool good = false;
-    void *handle = hwloc_open(&h);
+    void *handle;
 
+    /* Without it hwloc finds nothing and says so on stderr, where we say nothing. */
+    if (access("/sys/devices/system/cpu/cpu0/topology", F_OK) < 0)
+        return false;
+    handle = hwloc_open(&h);
     if (!handle)
         return false;
     if (h.init(&t) == 0) {

@@ -46,7 +46,7 @@ const char *tri_strerror(int err)
     case 0:
         return "success";
     case TRI_ETIMEDOUT:
-        return "the wait ended before the thing waited for";
+        return "the time limit of the wait is over, and what it was for has not come";
     case TRI_EWORKERLOST:
         return "the worker died while it ran this task";
     case TRI_ETASKTIMEOUT:
@@ -56,15 +56,15 @@ const char *tri_strerror(int err)
     case TRI_ECLOSED:
         return "the pool is closed";
     case TRI_EBROKEN:
-        return "the pool is broken: its warden or too many of its workers died";
+        return "the pool is broken: its warden or too many of its workers died; open a new one";
     case TRI_EFORKED:
-        return "the pool belongs to the process that opened it, not to this fork of it";
+        return "the pool belongs to the process that opened it, not to this fork; open one here";
     case TRI_EFAILED:
-        return "the task's function returned a code other than 0";
+        return "the task's function returned a code other than 0; tri_future_code() tells it";
     case TRI_ECORRUPT:
         return "shared memory holds what no sound worker writes";
     case TRI_EPLATFORM:
-        return "this platform lacks something that the library cannot do without";
+        return "this system lacks, or forbids, a call that the library cannot do without";
     }
     if (err < 0 && err >= -TRI_ERRNO_MAX)
         text = system_text(-err);

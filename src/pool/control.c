@@ -357,8 +357,7 @@ void tri_control_poll(struct tri_pool *p)
         case TRI_M_DIED:
             mem->alive = false;
             mem->stopped = false;
-            if ((m.signal || m.exitcode != TRI_EXIT_RETIRED) &&
-                !(p->closing && !m.signal && !m.exitcode))
+            if (!m.err && !(p->closing && !m.signal && !m.exitcode))
                 p->stats.deaths++;
             tri_repair_death(p, &m);
             break;

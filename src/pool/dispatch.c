@@ -169,8 +169,12 @@ int tri_task_push_locked(struct tri_pool *p, uint32_t slot, int priority, int re
 {
     struct tri_slot_priv *pr = &p->priv[slot];
     uint32_t lane = (uint32_t)(priority + 2);
+    const struct tri_slot *s = &p->view.slot[slot];
     int err = lane < TRI_LANES ? usable(p) : -EINVAL;
 
+    /* Nobody can stop a thread; a limit that is not kept would be worse than none. */
+    if (!err && p->cfg.kind == TRI_THREAD && s->timeout_ns > 0 && !(s->flags & TRI_F_PY))
+        err = -EINVAL;
     if (!err) {
         pr->user = user;
         pr->arg_off = p->view.slot[slot].arg_off;
@@ -403,7 +407,7 @@ void tri_slot_detach(struct tri_pool *p, uint32_t slot, struct tri_done *d)
         keep_args(p, slot, word);
     tri_slot_release(p, slot);
     p->stats.completed++;
-    if (d->status || d->code)
+    if (d->status || d->code || d->res_flags & TRI_R_NOMEM)
         p->stats.failed++;
     if (!d->user && d->spill)
         munmap(d->spill, d->res_len);

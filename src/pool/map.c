@@ -187,6 +187,18 @@ static int work_here(struct map *m)
     return code ? TRI_EFAILED : 0;
 }
 
+/* The caller is a task of this very pool, and every worker may be in one that waits like this. */
+static bool help(struct map *m)
+{
+    for (uint32_t i = 0; i < m->nchunks; i++) {
+        struct chunk *c = &m->chunk[i];
+
+        if (c->busy && !tri_load_acq(&c->done) && tri_worker_help(m->pool, c->slot, c->ticket))
+            return true;
+    }
+    return false;
+}
+
 static int run_map(struct map *m)
 {
     struct tri_pool *p = m->pool;
@@ -233,8 +245,17 @@ static int run_map(struct map *m)
             err = work_here(m);
             moved = true;
         }
-        if (!moved && (busy || (!err && m->next < m->n)))
-            tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
+        if (moved || (!busy && (err || m->next == m->n)))
+            continue;
+        if (tri_worker_inside(p)) {
+            if (help(m))
+                continue;
+            if (!busy) { /* there is no slot for it */
+                err = work_here(m);
+                continue;
+            }
+        }
+        tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
     } while (busy || (!err && m->next < m->n));
     return err;
 }
@@ -254,7 +275,10 @@ int tri_map(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, void *out, 
     int err;
 
     if (!p || !fn || (in_bytes && !in) || (out_bytes && !out) || m.opt->size != sizeof *opt ||
-        m.opt->priority < -2 || m.opt->priority > 2 || m.opt->timeout_ns < 0)
+        m.opt->priority < -2 || m.opt->priority > 2 || m.opt->timeout_ns < 0 || m.opt->retries < 0)
+        return -EINVAL;
+    /* No array is that long; below it, an offset into one is always a number. */
+    if ((in_bytes && n > PTRDIFF_MAX / in_bytes) || (out_bytes && n > PTRDIFF_MAX / out_bytes))
         return -EINVAL;
     if (tri_pool_is_fork(p))
         return TRI_EFORKED;
@@ -325,12 +349,12 @@ void tri_shares_free(struct tri_pool *p)
 
 void *tri_share_data(tri_share *s)
 {
-    return s->pool->view.base + s->off;
+    return s ? s->pool->view.base + s->off : NULL;
 }
 
 size_t tri_share_bytes(const tri_share *s)
 {
-    return s->bytes;
+    return s ? s->bytes : 0;
 }
 
 void tri_share_free(tri_share *s)

@@ -26,6 +26,7 @@
 
 #define HEAP_MIN (8ull << 20)
 #define SPIN_NS 25000
+#define SPIN_MOST_NS 1000000000ll
 #define LONGEST_NS (INT_MAX * 1000000ll) /* poll() counts milliseconds in an int */
 
 /* ------------------------------------------------------------------ forks of the owner */
@@ -63,6 +64,8 @@ void tri_pool_config_init(tri_pool_config *cfg)
     const char *limit = getenv("TRIREME_START_TIMEOUT_MS");
 #endif
 
+    if (!cfg)
+        return;
     memset(cfg, 0, sizeof *cfg);
     cfg->size = sizeof *cfg;
     cfg->kind = TRI_PROCESS;
@@ -75,6 +78,8 @@ void tri_pool_config_init(tri_pool_config *cfg)
 #endif
 }
 
+_Static_assert(TRI_MAX_SLOTS_IN_FLIGHT == TRI_MAX_SLOTS / 2, "a lane has two cells per slot");
+
 static int check(tri_pool_config *c, const tri_pool_config *given)
 {
     tri_pool_config_init(c);
@@ -85,8 +90,12 @@ static int check(tri_pool_config *c, const tri_pool_config *given)
     *c = *given;
     if (c->kind != TRI_PROCESS && c->kind != TRI_THREAD)
         return -EINVAL;
-    if (c->workers < 0 || c->workers > TRI_MAX_WORKERS || c->slots > TRI_MAX_SLOTS / 2)
+    if (c->workers < 0 || c->workers > TRI_MAX_WORKERS || c->slots > TRI_MAX_SLOTS_IN_FLIGHT)
         return -EINVAL;
+    if (c->spin_ns < -1 || c->start_timeout_ns < 0)
+        return -EINVAL;
+    if (c->spin_ns > SPIN_MOST_NS)
+        c->spin_ns = SPIN_MOST_NS;
     if (c->workers == 0)
         c->workers = tri_cpu_count(0);
     if (c->workers > TRI_MAX_WORKERS)
@@ -97,7 +106,7 @@ static int check(tri_pool_config *c, const tri_pool_config *given)
         c->slots = 64;
     while (c->slots & (c->slots - 1))
         c->slots += c->slots & -c->slots;
-    if (c->start_timeout_ns <= 0)
+    if (c->start_timeout_ns == 0)
         c->start_timeout_ns = 30000000000ll;
     if (c->start_timeout_ns > LONGEST_NS)
         c->start_timeout_ns = LONGEST_NS;
@@ -246,7 +255,7 @@ int tri_pool_open_inside(tri_pool **out, const struct tri_pool_config *cfg,
         err = p->cfg.kind == TRI_THREAD ? start_threads(p) : tri_control_open(p, in);
     if (err) {
         tri_pool_free(p);
-        return err;
+        return err == -ENOSYS ? TRI_EPLATFORM : err;
     }
     *out = p;
     return 0;

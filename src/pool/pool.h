@@ -101,6 +101,10 @@ void tri_worker_item(struct tri_worker *w);
 /* The process dies (SIGKILL by the kernel's timer) unless the limit is cleared in time. */
 void tri_deadline_set(struct tri_worker *w, int64_t ns);
 void tri_deadline_clear(struct tri_worker *w);
+/* Is the caller a task of this pool of threads, whose tasks are C functions? */
+bool tri_worker_inside(const struct tri_pool *p);
+/* Then run this task here, unless somebody has claimed it.  True: it is done. */
+bool tri_worker_help(struct tri_pool *p, uint32_t slot, uint64_t ticket);
 /* Leave a note of at most TRI_WORKER_NOTE bytes for the owner: why begin() failed. */
 void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes);
 /* Send (stream, bytes) to the owner, in pieces; blocks while the owner is slow.  False: this
@@ -132,7 +136,7 @@ struct tri_msg {
     uint32_t type;
     uint32_t worker, gen;
     int32_t pid;
-    int32_t err;      /* OPENED, BROKEN, BORN */
+    int32_t err;      /* OPENED, BROKEN, BORN; DIED: 1, it retired; STOPPED: 1, 0 it goes on */
     int32_t signal;   /* DIED: signal or 0; KILL: signal */
     int32_t exitcode; /* DIED: exit code when signal is 0 */
     uint32_t oom;     /* DIED: the kernel's OOM killer did it */

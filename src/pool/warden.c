@@ -28,6 +28,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -177,6 +178,9 @@ static _Noreturn void worker_process(struct warden *wa, struct ward *wd, uint32_
         tri_deadline_clear(&w);
     }
     tri_worker_signals_end(false);
+    /* What the owner printed and has not written yet is the owner's to write, once. */
+    if (!hooks->run)
+        __fpurge(stdout);
     if (tri_worker_attach(&w, &wd->seg, hooks, id, wd->child[id].gen, wd->output_fd, true) == 0)
         tri_worker_loop(&w);
     _exit(0);
@@ -364,7 +368,7 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
         for (uint32_t i = 0; i < wd->n; i++) {
             struct child *c = &wd->child[i];
             struct tri_msg m = {.type = TRI_M_DIED, .worker = i, .gen = c->gen, .pid = pid};
-            bool retired, clean, starting, stuck;
+            bool retired, failed, clean, starting, stuck;
             uint32_t at;
 
             if (c->pid != pid)
@@ -386,15 +390,18 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
             m.signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
             m.exitcode = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
             m.oom = m.signal == SIGKILL && !c->asked && oom_acted(wa);
-            retired = !m.signal && m.exitcode == TRI_EXIT_RETIRED;
             at = tri_load_acq(&wd->view.worker[i].status);
             starting = at == TRI_W_FORKED || at == TRI_W_STARTING;
+            /* A task may call exit() with any number: the code counts only where it can be ours. */
+            retired = !m.signal && m.exitcode == TRI_EXIT_RETIRED && at == TRI_W_RETIRED;
+            failed = !m.signal && m.exitcode == TRI_EXIT_BEGIN && at == TRI_W_STARTING;
             stuck = at == TRI_W_FORKED && wa->start->handlers_ns &&
                     (m.signal == SIGKILL || m.signal == SIGALRM) &&
                     tri_now_ns() - c->born_ns >= wa->start->handlers_ns;
             clean = !m.signal && m.exitcode == 0 && wd->closing;
+            m.err = retired;
             tell(wd, &m);
-            if (!m.signal && m.exitcode == TRI_EXIT_BEGIN) {
+            if (failed) {
                 struct tri_msg b = {.type = TRI_M_BROKEN, .worker = i, .err = TRI_EXIT_BEGIN};
 
                 if (!wd->broken && !wd->ending) {

@@ -14,6 +14,8 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -282,6 +284,15 @@ static void run_c(struct tri_worker *w, struct tri_slot *s)
     s->res_len = out_bytes;
 }
 
+/* A worker leaves by _exit or is killed: what C tasks printed would stay in the buffer for ever. */
+static void flush_stdout(void)
+{
+    if (__fpending(stdout) && ftrylockfile(stdout) == 0) {
+        fflush(stdout);
+        funlockfile(stdout);
+    }
+}
+
 static void publish(struct tri_worker *w, uint32_t idx)
 {
     const struct tri_view *v = &w->view;
@@ -329,6 +340,8 @@ static void run(struct tri_worker *w, uint32_t idx)
     } else {
         run_c(w, s);
     }
+    if (w->process && !w->hooks->run)
+        flush_stdout();
     if (limited)
         tri_deadline_clear(w);
     if (timed)
@@ -341,6 +354,53 @@ static void run(struct tri_worker *w, uint32_t idx)
     publish(w, idx);
     if (w->process)
         tri_worker_give_way(w, took);
+}
+
+/* ------------------------------------------------------------------ tasks that wait for tasks */
+
+/* The worker that the caller is.  Every thread is known before the pool is anybody's. */
+static struct tri_worker *caller_of(const struct tri_pool *p)
+{
+    pthread_t me = pthread_self();
+
+    if (p->hooks.run || !p->thread)
+        return NULL;
+    for (uint32_t i = 0; i < p->view.nworkers; i++)
+        if (pthread_equal(p->thread[i], me))
+            return &p->tworker[i];
+    return NULL;
+}
+
+bool tri_worker_inside(const struct tri_pool *p)
+{
+    return caller_of(p) != NULL;
+}
+
+/*
+ * A task of a thread pool waits for another task of the same pool.  Would each worker sleep in such
+ * a task, nobody were left to run what they wait for; so the one that waits runs it, if nobody has
+ * claimed it.  Only that task, never any other: so the stack is as deep as tasks wait for tasks.
+ * The state word is the claim, as in tri_queue_claim; the cell is skipped by whoever comes to it.
+ */
+bool tri_worker_help(struct tri_pool *p, uint32_t slot, uint64_t ticket)
+{
+    struct tri_worker *w = caller_of(p);
+    struct tri_slot *outer;
+    uint64_t outer_word, queued = tri_word(TRI_S_QUEUED, 0, 0, ticket), mine;
+
+    if (!w || slot >= w->view.nslots)
+        return false;
+    mine = tri_word(TRI_S_CLAIMED, w->id, w->gen, ticket);
+    if (!tri_cas_sc(&w->view.slot[slot].state, &queued, mine))
+        return false;
+    outer = w->slot;
+    outer_word = w->word;
+    w->word = mine;
+    run(w, slot);
+    w->slot = outer;
+    w->word = outer_word;
+    tri_store_rlx(&w->view.worker[w->id].tasks, ++w->tasks);
+    return true;
 }
 
 void tri_worker_loop(struct tri_worker *w)

@@ -13,6 +13,7 @@
  * Killed before C3: the next participant finds state != QUEUED at head and does C3 itself.
  * A claim may win a slot that was cancelled and queued anew behind: the state word it swapped
  * is the newer one, so it runs that newer task, early; the newer cell is then skipped.
+ * A thread's task that waits for a QUEUED one does C2 alone (tri_worker_help): its cell is skipped.
  */
 #ifndef TRI_SHM_QUEUE_H
 #define TRI_SHM_QUEUE_H

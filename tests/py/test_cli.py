@@ -310,7 +310,12 @@ def test_chosen_python_is_used(desk: Desk) -> None:
     assert desk.run("run", "-q", "a.py", "--", "x")[:2] == (0, "mine a.py x\n")
     desk.env["TRIREME_PYTHON"] = "/nonexistent/python"
     code, out, err = desk.run("run", "-q", "a.py")
-    assert (code, out) == (127, "") and "TRIREME_PYTHON" in err
+    assert (code, out) == (127, "")
+    assert 'TRIREME_PYTHON is "/nonexistent/python", which is no program' in err
+    del desk.env["TRIREME_PYTHON"]
+    desk.env["PATH"] = "/nonexistent"
+    code, out, err = desk.run("run", "-q", "a.py")
+    assert (code, out) == (127, "") and "no python3 on PATH; set TRIREME_PYTHON" in err
 
 
 def test_python_of_the_environment_comes_before_the_path(desk: Desk) -> None:
@@ -356,7 +361,12 @@ def test_missing_script_leaves_the_others_alone(desk: Desk) -> None:
 def test_interpreter_that_does_not_exist(desk: Desk) -> None:
     desk.write("a", "#!/nonexistent/interpreter\n")
     code, _, err = desk.run("run", "-q", "a")
-    assert code == 127 and "No such file" in err
+    assert code == 127 and "No such file" in err and "interpreter that its first line names" in err
+
+
+def test_any_number_of_jobs_may_be_asked_for(desk: Desk) -> None:
+    for most in ("1000000", "99999999999999999999"):
+        assert desk.run("run", "-q", "-j", most, "echo a", "echo b") == (0, "a\nb\n", "")
 
 
 @pytest.mark.parametrize(
@@ -395,6 +405,14 @@ def test_summary_tells_times_codes_and_speed_up(desk: Desk) -> None:
     assert lines[1].count("3 failed") == 1
     assert [line.split()[0] for line in lines[3:]] == ["3", "137", "127"]
     assert "Killed" in lines[4]
+
+
+def test_a_script_of_many_lines_is_one_line_of_the_summary(desk: Desk) -> None:
+    _, out, err = desk.run("run", "--progress", "echo a\nexit 3", "exit 0 ")
+    lines = err.splitlines()
+    assert out == "a\n"
+    assert lines[0].startswith("[1/2] ") and lines[1].startswith("[2/2] ")
+    assert sorted(line.split(" s  ")[1] for line in lines[4:]) == ["echo a exit 3", "exit 0 "]
 
 
 def test_progress_is_a_line_for_each_end(desk: Desk) -> None:
@@ -579,6 +597,18 @@ def test_info_honours_the_user_and_the_mask(desk: Desk) -> None:
     assert (usable()["usable"], usable()["allowed"]) == (1, 1)
     desk.env["PYTHON_CPU_COUNT"] = "7"
     assert (usable()["usable"], usable()["allowed"]) == (7, 1)
+
+
+def test_info_without_proc_and_sys_says_what_is_unknown(desk: Desk) -> None:
+    hidden = "mount -t tmpfs none /proc && mount -t tmpfs none /sys && exec "
+    inside = ["unshare", "-m", "--propagation", "private", "sh", "-c"]
+    try:
+        subprocess.run([*inside, hidden + "true"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may not hide /proc")
+    done = subprocess.run([*inside, hidden + f"{CLI} info"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "memory     unknown\n" in done.stdout and "by sysfs" in done.stdout
 
 
 def test_info_json_is_json_whatever_the_names(desk: Desk) -> None:
