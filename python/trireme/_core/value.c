@@ -14,6 +14,7 @@
 
 #include "base/copy.h"
 #include "ext.h"
+#include "shm/huge.h"
 
 #define COPY_BELOW (64u << 10) /* results smaller than this do not pin a block */
 
@@ -30,7 +31,6 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
     Py_ssize_t nbuf;
     uint64_t total, at, head[2];
     uint8_t *p;
-    bool ready = false;
 
     if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 ||
         !PyBytes_Check(PyTuple_GET_ITEM(pair, 0)) || !PyList_Check(PyTuple_GET_ITEM(pair, 1))) {
@@ -60,6 +60,11 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
                      (unsigned long long)total);
         return NO_ROOM;
     }
+    if (total >= TRI_STREAM_FROM) {
+        Py_BEGIN_ALLOW_THREADS if (*off) tri_block_populate(p, total);
+        else tri_huge_populate(p, total, p + total);
+        Py_END_ALLOW_THREADS
+    }
     memcpy(p, head, 16);
     at = 16 + 8 * (uint64_t)nbuf;
     memcpy(p + at, PyBytes_AS_STRING(data), head[0]);
@@ -70,10 +75,8 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
 
         memcpy(p + 16 + 8 * i, &n, 8);
         at = up64(at);
-        if (n >= 1u << 20) {
-            Py_BEGIN_ALLOW_THREADS if (!ready && *off) tri_block_populate(p, total);
-            ready = true;
-            tri_copy(p + at, b->buf, n);
+        if (n >= TRI_STREAM_FROM) {
+            Py_BEGIN_ALLOW_THREADS tri_copy(p + at, b->buf, n);
             Py_END_ALLOW_THREADS
         } else {
             memcpy(p + at, b->buf, n);
