@@ -194,6 +194,7 @@ PyObject *own_arguments(PyObject *module, PyObject *none);
 PyObject *say_readonly(PyObject *module, PyObject *args);
 PyObject *map_file(PyObject *module, PyObject *args);
 PyObject *fill_file(PyObject *module, PyObject *args);
+PyObject *populate_memory(PyObject *module, PyObject *memory);
 
 /* ------------------------------------------------------------------ futures and jobs */
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * mapping.c - shared objects (_share.py): memory of a file of their own, mapped and filled.
+ * mapping.c - memory of a file of its own, mapped and filled: shared objects (_share.py) and the
+ * arrays of trireme.multiprocessing (heap.py).
  *
- * A file is filled by writing, not through the mapping: no page is cleared first, none is faulted in
- * one by one, and a machine that runs short of memory answers with an error, not with SIGBUS.  What
- * could be had in large pages (shm/huge.h) is there before it is filled and cannot fault; it is
- * copied, which is faster still.
+ * The file of a shared object is filled by writing, not through the mapping: no page is cleared
+ * first, none is faulted in one by one, and a machine that runs short of memory answers with an
+ * error, not with SIGBUS.  What could be had in large pages (shm/huge.h) is there before it is
+ * filled and cannot fault; it is copied, which is faster still.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -48,6 +49,19 @@ PyObject *map_file(PyObject *module, PyObject *args)
     view = PyMemoryView_FromObject(block);
     Py_DECREF(block);
     return view;
+}
+
+/* _populate(memory): see tri_huge_populate. */
+PyObject *populate_memory(PyObject *module, PyObject *memory)
+{
+    Py_buffer b;
+
+    (void)module;
+    if (PyObject_GetBuffer(memory, &b, PyBUF_WRITABLE) < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS tri_huge_populate(b.buf, (size_t)b.len, (uint8_t *)b.buf + b.len);
+    Py_END_ALLOW_THREADS PyBuffer_Release(&b);
+    Py_RETURN_NONE;
 }
 
 static int write_all(int fd, const uint8_t *from, size_t n, size_t at)

@@ -231,6 +231,7 @@ static PyMethodDef functions[] = {
     {"_own_arguments", own_arguments, METH_NOARGS, NULL},
     {"_say_readonly", say_readonly, METH_VARARGS, NULL},
     {"_map", map_file, METH_VARARGS, NULL},
+    {"_populate", populate_memory, METH_O, NULL},
     {"_fill", fill_file, METH_VARARGS, NULL},
     {"cpu_count", cpu_count, METH_O, NULL},
     {"_fork_count", fork_count, METH_NOARGS, NULL},

@@ -14,6 +14,8 @@ import sys
 from multiprocessing import heap as _original
 from multiprocessing import reduction, util
 
+from .. import _core
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -22,6 +24,7 @@ __all__ = ["BufferWrapper"]
 
 # fcntl has names for these only where the C library had them when Python was built.
 _F_ADD_SEALS = 1033
+_HUGE = 2 << 20  # a large page; see src/shm/huge.h
 _SEAL_SIZE = 1 | 2 | 4  # no more seals, no shrinking, no growing
 
 
@@ -42,7 +45,12 @@ class Arena(_original.Arena):
                 os.close(fd)
                 raise
         util.Finalize(self, os.close, (fd,))
-        super().__init__(size, fd)
+        if size < _HUGE:
+            super().__init__(size, fd)
+            return
+        self.size: int = size
+        self.fd: int = fd
+        self.buffer: Any = _core._map(fd, True)
 
 
 def reduce_arena(arena: Any) -> Any:
@@ -64,6 +72,8 @@ class Heap(_original.Heap):
     def _new_arena(self, size: int) -> tuple[Arena, int, int]:
         mine: Any = self
         length = mine._roundup(max(mine._size, size), mmap.PAGESIZE)
+        if length >= _HUGE:
+            length = mine._roundup(length, _HUGE)
         if mine._size < mine._DOUBLE_ARENA_SIZE_UNTIL:
             mine._size *= 2
         arena = Arena(length)

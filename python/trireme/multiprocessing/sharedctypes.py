@@ -11,6 +11,7 @@ import ctypes
 import weakref
 from multiprocessing import sharedctypes as _original
 
+from .. import _core
 from . import context, heap
 
 TYPE_CHECKING = False
@@ -69,8 +70,15 @@ def _new_value(kind: Any) -> Any:
     return _theirs.rebuild_ctype(kind, heap.BufferWrapper(size), None)
 
 
+def _populate(made: Any) -> None:
+    """Have the memory of a large array before it is written, in large pages if there are any."""
+    if ctypes.sizeof(made) >= 1 << 20:
+        _core._populate(made)
+
+
 def _zeros(kind: Any) -> Any:
     made = _new_value(kind)
+    _populate(made)
     ctypes.memset(ctypes.addressof(made), 0, ctypes.sizeof(made))
     return made
 
@@ -88,6 +96,7 @@ def RawArray(typecode_or_type: Any, size_or_initializer: Any) -> Any:
     if isinstance(size_or_initializer, int):
         return _zeros(kind * size_or_initializer)
     made = _new_value(kind * len(size_or_initializer))
+    _populate(made)
     made.__init__(*size_or_initializer)
     return made
 
