@@ -275,7 +275,7 @@ TRI_API int tri_submit(tri_pool *pool, tri_fn fn, const void *in, size_t in_byte
  *
  * @param timeout_ns  -1: for ever; 0: do not block
  * @return 0 when the task is done, well or badly; TRI_ETIMEDOUT; -EINTR when a signal handler
- *   interrupted the sleep; TRI_EFORKED
+ *   interrupted the sleep; TRI_EFORKED; -EINVAL: NULL
  */
 TRI_API int tri_future_wait(tri_future *fut, int64_t timeout_ns);
 
@@ -288,10 +288,11 @@ TRI_API int tri_future_wait(tri_future *fut, int64_t timeout_ns);
  */
 TRI_API int tri_future_get(tri_future *fut, void *out, int64_t timeout_ns);
 
-/** What the task's function returned; 0 until it is done. */
+/** What the task's function returned; 0 until it is done, and for NULL. */
 TRI_API int tri_future_code(const tri_future *fut);
 
-/** Cancel a task that has not started.  @return 0: it never will; -EBUSY: too late; TRI_EFORKED */
+/** Cancel a task that has not started.  @return 0: it never will; -EBUSY: too late; TRI_EFORKED;
+ *  -EINVAL: NULL */
 TRI_API int tri_future_cancel(tri_future *fut);
 
 /** Forget the future.  The task runs on; its result is dropped.  NULL is ignored. */

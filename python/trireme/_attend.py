@@ -11,14 +11,33 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import weakref
 from _thread import start_new_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
     from ._pool import Pool
 
-_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_PATIENCE = 2.0  # seconds that a fork waits for a callback of the user's
+
+
+class PoolSet(weakref.WeakSet):  # type: ignore[type-arg]
+    """Pools that it does not hold, to be walked over while others open and drop some.
+
+    A WeakSet's own iterator refuses to go on when a thread adds one, or a collection that begins
+    in the middle of it.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        refs = list(self.data)  # type: ignore[attr-defined]  # in one step
+        return iter([pool for ref in refs if (pool := ref()) is not None])
+
+
+_open_pools = PoolSet()
 _dropped: set[Pool] = set()  # by everybody, with tasks in flight: _serve_loop() ends them
 _serving = threading.RLock()
 
@@ -46,9 +65,15 @@ def let_go(pool: Pool) -> None:
         start_new_thread(_serve_dropped, (pool,))
     except RuntimeError:  # the interpreter is ending
         _dropped.discard(pool)
-        pool._end(True, 2.0, False)
-        pool._joined = True
+        end_quietly(pool)
         pool._keep()
+
+
+def end_quietly(pool: Pool) -> None:
+    """End *pool* at once, and tell nobody: this, too, may be in the middle of anything."""
+    pool._refuse()
+    pool._end(True, 2.0, False)
+    pool._joined = True
 
 
 def _serve_dropped(pool: Pool) -> None:
@@ -92,9 +117,13 @@ def _stop_serving(pool: Pool, limit: float | None = None) -> None:
 
 
 def _before_fork() -> None:
-    """No thread of ours runs while the user forks: the child would inherit its locks."""
+    """No thread of ours runs while the user forks: the child would inherit its locks.
+
+    But for one in a callback of the user's that does not end: it may wait for who is forking.
+    """
+    until = time.monotonic() + _PATIENCE
     for pool in list(_open_pools):
-        _stop_serving(pool)
+        _stop_serving(pool, max(0.0, until - time.monotonic()))
 
 
 def _after_fork_parent() -> None:

@@ -493,6 +493,8 @@ class Pool(_core.PoolBase):
             raise ValueError("the pool is still open: call close() or terminate() first")
         if self._joined:
             return
+        if self._inside():
+            raise RuntimeError("a task cannot wait for the end of the pool whose thread it runs on")
         while self._pending():
             self._step(0.1)
         while not self._end(False, 0.05):
@@ -504,6 +506,9 @@ class Pool(_core.PoolBase):
         if self._is_fork or self._joined:
             return
         self._refuse()
+        if self._inside():  # which could not wait for itself
+            threading.Thread(target=self.terminate, name="trireme-finish", daemon=True).start()
+            return
         self._end(True, 2.0)
         self._finish()
 
@@ -533,7 +538,7 @@ class Pool(_core.PoolBase):
             raise
 
     def __del__(self) -> None:
-        if self._pending():
+        if self._pending() or self._inside():
             _attend.let_go(self)  # else C ends the workers
 
     def __reduce__(self) -> Any:

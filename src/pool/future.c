@@ -268,6 +268,8 @@ int tri_future_wait(tri_future *f, int64_t timeout_ns)
 {
     int64_t until = 0;
 
+    if (!f)
+        return -EINVAL;
     if (timeout_ns > FOREVER_NS)
         timeout_ns = -1;
     if (timeout_ns > 0)
@@ -315,13 +317,15 @@ int tri_future_get(tri_future *f, void *out, int64_t timeout_ns)
 
 int tri_future_code(const tri_future *f)
 {
-    return tri_load_acq(&f->done) ? f->code : 0;
+    return f && tri_load_acq(&f->done) ? f->code : 0;
 }
 
 int tri_future_cancel(tri_future *f)
 {
     int err;
 
+    if (!f)
+        return -EINVAL;
     if (tri_load_acq(&f->done))
         return f->status == TRI_ECANCELLED ? 0 : -EBUSY;
     err = tri_task_cancel(f->pool, f->slot, f->ticket);

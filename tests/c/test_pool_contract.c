@@ -133,6 +133,8 @@ static void null_is_no_crash(void)
     tri_pool_config_init(NULL);
     CHECK(tri_share_data(NULL) == NULL);
     CHECK(tri_share_bytes(NULL) == 0);
+    CHECK(tri_future_wait(NULL, -1) == -EINVAL && tri_future_get(NULL, NULL, 0) == -EINVAL);
+    CHECK(tri_future_cancel(NULL) == -EINVAL && tri_future_code(NULL) == 0);
 }
 
 /* From here on these calls are none that this kernel knows.  False: it cannot be told so. */

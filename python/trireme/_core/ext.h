@@ -4,6 +4,7 @@
  *
  *   module.c   module state, the functions of the module, warden and worker entry points
  *   pool.c     type PoolBase: opening, submit, pumping, ending
+ *   options.c  the options that every call takes
  *   fn.c       type Function: a callable as it travels, sent once per pool
  *   value.c    arguments and results: fast form, or pickle with buffers beside it
  *   block.c    type Block: arena memory as a Python buffer
@@ -56,7 +57,8 @@ int state_late_imports(struct state *st);
 struct thread_ctx { /* what the hooks of a thread pool need */
     struct state *st;
     PyInterpreterState *interp;
-    PyObject *init;  /* called in each thread before its first task; NULL: none */
+    PyObject *init;  /* called in each thread before its first task; NULL: none, or all have */
+    uint32_t begun;  /* threads that have called it */
     PyObject *error; /* what it raised: every task ends with that */
 };
 
@@ -74,7 +76,7 @@ typedef struct PoolObject {
     struct core *core;
     bool threads, closed; /* closed: by its user; its iterators still send */
     Py_ssize_t iterators; /* that have more to send */
-    bool dying;           /* it is being freed: what still ends may not refer to it any more */
+    bool dying;           /* it is being freed: nobody may refer to it any more */
     PyObject *fns;        /* id(function) -> Function */
     PyObject *last_fn;    /* the Function used last */
     uint64_t next_fn_id;
@@ -94,6 +96,8 @@ struct options {
 int option_timeout(PyObject *value, struct options *opt);
 int option_retries(PyObject *value, struct options *opt);
 int option_priority(PyObject *value, struct options *opt);
+/* The argument `name` of a call.  1: it is an option and was taken; 0: the task's; -1: exception */
+int option_take(PyObject *name, PyObject *value, struct options *opt);
 /* Can a pool of this kind do that?  0 or -1 with an exception. */
 int options_fit(const PoolObject *pool, const struct options *opt);
 
@@ -207,10 +211,12 @@ typedef struct FutureObject {
     bool watched, announced;
     bool attributes; /* some were set from outside */
     PyObject *value; /* result, or exception */
-    PyObject *held;  /* (function, args, kwargs) of a thread's task, or the function */
+    PyObject *held;  /* (function, args, kwargs) of a thread's task to run, or the function */
     FnObject *fn;
     PyObject *condition, *waiters, *callbacks;
     struct tri_done *raw; /* a pickled result not yet read */
+    unsigned long reader; /* the thread that is reading it now; 0: none */
+    bool awaited;         /* another thread waits for that one */
 } FutureObject;
 
 enum future_phase { F_PENDING = 0, F_VALUE, F_EXCEPTION, F_CANCELLED, F_BARE };

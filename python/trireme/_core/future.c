@@ -14,16 +14,18 @@
  * pending (pool.c).  One whose result was taken and not read holds it until that is read.
  *
  * The garbage collector does not see a future while it is pending, when the pool's hold keeps it
- * alive in any case, nor afterwards while nothing hangs on it that could lead back to it.  With
+ * alive in any case, nor afterwards while nothing hangs on it that could lead back to it (a pool
+ * can, by the functions it remembers).  With
  * 50,000 futures out, the collector's walks over them cost a third of submitting them.
  *
  * A result that is a pickle stays bytes until somebody asks for the value: unpickling is user code
- * and runs on the thread that wants the value, never on one that happens to take it.
+ * and runs on the thread that wants the value, never on one that happens to take it.  It may run
+ * for long and let other threads run; those that want the value too wait until it is there.
  */
 #include <stdlib.h>
 
 #include "base/clock.h"
-#include "ext.h"
+#include "run.h"
 
 static FutureObject *of_user(struct tri_user *u)
 {
@@ -36,16 +38,19 @@ static FutureObject *of_user(struct tri_user *u)
 static void show(FutureObject *f)
 {
     if (f->phase != F_PENDING && !PyObject_GC_IsTracked((PyObject *)f) &&
-        ((f->value && PyObject_IS_GC(f->value)) || f->held || f->condition || f->waiters ||
-         f->callbacks || f->attributes))
+        ((f->value && PyObject_IS_GC(f->value)) || f->raw || f->held || f->condition ||
+         f->waiters || f->callbacks || f->attributes))
         PyObject_GC_Track(f);
 }
 
-/* The task is over: release what it needed, and note who must be told. */
-static void settle(FutureObject *f)
+/* The task is over: release what it needed, and note who must be told.  What f says of the pool is
+ * right before: a collection may begin here, and counts what refers to what. */
+static void settle(FutureObject *f, PoolObject *pool)
 {
-    PoolObject *pool = f->pool;
-
+    if (f->raw)
+        Py_INCREF(pool);
+    else
+        f->pool = NULL;
     Py_CLEAR(f->fn);
     if (f->phase == F_VALUE || f->phase == F_CANCELLED)
         Py_CLEAR(f->held);
@@ -104,11 +109,7 @@ static void future_ended(struct tri_user *u, struct tri_pool *p, struct tri_done
             set_error(f, NULL);
         }
     }
-    settle(f);
-    if (f->raw)
-        Py_INCREF(pool);
-    else
-        f->pool = NULL;
+    settle(f, pool);
     Py_DECREF(f); /* the pool's hold */
 }
 
@@ -122,8 +123,7 @@ static void thaw(FutureObject *f)
 
     if (!d)
         return;
-    f->raw = NULL;
-    f->pool = NULL;
+    f->reader = PyThread_get_thread_ident(); /* other threads see that the value is to come */
     if (d->status)
         v = loss_exception(pool->st, pool->core->p, d, f->held);
     else
@@ -132,8 +132,13 @@ static void thaw(FutureObject *f)
         Py_XSETREF(f->value, v);
     else
         set_error(f, NULL);
+    f->raw = NULL;
+    f->pool = NULL;
+    f->reader = 0;
     PyMem_RawFree(d);
     show(f);
+    if (f->awaited)
+        tri_wait_nudge(pool->core->p);
     Py_DECREF(pool);
 }
 
@@ -193,7 +198,8 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
     f->fn = fn;
     f->slot = slot;
     if (!fn) { /* a thread's task needs no pickle */
-        PyObject *tuple = PyTuple_New(nargs - 1), *objects[3] = {NULL, NULL, NULL};
+        PyObject *tuple = PyTuple_New(nargs - 1), *fn_now = NULL;
+        struct objects objects;
 
         for (Py_ssize_t i = 1; tuple && i < nargs; i++)
             PyTuple_SET_ITEM(tuple, i - 1, Py_NewRef(args[i]));
@@ -201,17 +207,16 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
             Py_SETREF(tuple, reveal(pool->st, tuple));
         kwargs = kwargs && tuple ? reveal(pool->st, kwargs) : NULL;
         if (tuple && !PyErr_Occurred())
-            objects[0] = reveal_function(pool->st, args[0]);
-        if (tuple && objects[0] && !PyErr_Occurred())
-            f->held = PyTuple_Pack(3, objects[0], tuple, kwargs ? kwargs : Py_None);
-        objects[1] = tuple;
-        objects[2] = kwargs;
-        Py_XDECREF(objects[0]); /* held holds them */
+            fn_now = reveal_function(pool->st, args[0]);
+        if (tuple && fn_now && !PyErr_Occurred())
+            f->held = PyTuple_Pack(3, fn_now, tuple, kwargs ? kwargs : Py_None);
+        objects = (struct objects){fn_now, tuple, kwargs, f};
+        Py_XDECREF(fn_now); /* held holds them */
         Py_XDECREF(tuple);
         Py_XDECREF(kwargs);
         s->flags |= V_OBJECTS;
         s->items = 1;
-        memcpy(s->arg, objects, sizeof objects);
+        memcpy(s->arg, &objects, sizeof objects);
         err = f->held ? 0 : -1;
     } else {
         s->fn_id = fn->id;
@@ -239,13 +244,19 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
 
 /* ------------------------------------------------------------------ waiting */
 
-/* 0 ended; 1 timed out; -1 exception */
+/* Has the task not ended, or does another thread read its result? */
+static bool to_come(const FutureObject *f)
+{
+    return f->phase == F_PENDING || f->reader;
+}
+
+/* 0 ended, and thaw() may follow; 1 timed out; -1 exception */
 static int wait_for(FutureObject *f, int64_t timeout_ns)
 {
     int64_t until = timeout_ns > 0 ? tri_now_ns() + timeout_ns : 0;
     int err = 0;
 
-    while (f->phase == F_PENDING) {
+    while (to_come(f)) {
         PoolObject *pool = f->pool;
         struct tri_pool *p;
         struct tri_done d;
@@ -255,23 +266,29 @@ static int wait_for(FutureObject *f, int64_t timeout_ns)
             PyErr_SetString(PyExc_RuntimeError, "this future belongs to no pool");
             return -1;
         }
+        if (f->reader == PyThread_get_thread_ident()) {
+            PyErr_SetString(PyExc_RuntimeError, "what unpickles this result asks for it");
+            return -1;
+        }
         if (pool_check(pool) < 0)
             return -1;
         p = pool->core->p;
         key = tri_wait_key(p);
+        f->awaited = f->reader != 0;
         Py_INCREF(pool);
         /* Output of a task is shown before its result is given: a look at the counters. */
-        if (tri_take_one(p, f->slot, f->ticket, &d)) {
+        if (f->phase == F_PENDING && tri_take_one(p, f->slot, f->ticket, &d)) {
             future_ended(d.user, p, &d);
             tri_wait_nudge(p);
             err = pool_after(pool);
         } else {
             err = pool_pump(pool);
-            if (err == 0 && f->phase == F_PENDING) {
+            if (err == 0 && to_come(f)) {
                 if (timeout_ns > 0 && (timeout_ns = until - tri_now_ns()) <= 0)
                     timeout_ns = 0;
-                err = pool_wait(pool, key, f->slot, f->ticket, timeout_ns);
-                if (err == 1 && f->phase == F_PENDING) {
+                err =
+                    pool_wait(pool, key, f->reader ? TRI_ANY_SLOT : f->slot, f->ticket, timeout_ns);
+                if (err == 1 && to_come(f)) {
                     Py_DECREF(pool);
                     return 1;
                 }
@@ -296,7 +313,7 @@ static int settled(FutureObject *f, PyObject *const *args, Py_ssize_t nargs, PyO
         PyErr_SetString(PyExc_TypeError, "the only argument is timeout, in seconds");
         return -1;
     }
-    if (f->phase == F_PENDING) {
+    if (to_come(f)) {
         if (seconds_to_ns(timeout, "timeout", &ns) < 0)
             return -1;
         err = wait_for(f, ns);
@@ -318,6 +335,10 @@ static int settled(FutureObject *f, PyObject *const *args, Py_ssize_t nargs, PyO
         return -1;
     }
     thaw(f);
+    if (!f->value) { /* the collector has cleared it: somebody's end asks */
+        PyErr_SetString(PyExc_RuntimeError, "this future is being freed");
+        return -1;
+    }
     return 0;
 }
 
@@ -350,7 +371,8 @@ static PyObject *future_exception(PyObject *obj, PyObject *const *args, Py_ssize
 /* Take what has ended, so that done() is true as soon as the task is. */
 static int look(FutureObject *f)
 {
-    if (f->phase == F_PENDING && f->pool && f->pool->core && !tri_pool_is_fork(f->pool->core->p)) {
+    if (f->phase == F_PENDING && f->pool && f->pool->core && !f->pool->dying &&
+        !tri_pool_is_fork(f->pool->core->p)) {
         PoolObject *pool = (PoolObject *)Py_NewRef(f->pool);
         int n = pool_pump(pool);
 
@@ -400,13 +422,12 @@ static PyObject *future_cancel(PyObject *obj, PyObject *none)
     (void)none;
     if (f->phase != F_PENDING)
         return PyBool_FromLong(f->phase == F_CANCELLED);
-    if (!pool || !pool->core || tri_pool_is_fork(pool->core->p) ||
+    if (!pool || !pool->core || pool->dying || tri_pool_is_fork(pool->core->p) ||
         tri_task_cancel(pool->core->p, f->slot, f->ticket) != 0)
         Py_RETURN_FALSE;
     Py_INCREF(pool);
     f->phase = F_CANCELLED;
-    settle(f);
-    f->pool = NULL;
+    settle(f, pool);
     Py_DECREF(f);
     if (pool->told && pool_pump(pool) < 0) {
         Py_DECREF(pool);
@@ -427,12 +448,14 @@ static PyObject *future_announce(PyObject *obj, PyObject *none)
 static PyObject *get_condition(PyObject *obj, void *closure)
 {
     FutureObject *f = (FutureObject *)obj;
-    PyObject *threading, *c, *r;
+    PyObject *threading, *name, *c, *r;
 
     (void)closure;
     if (!f->condition) {
         threading = PyImport_ImportModule("threading");
-        c = threading ? PyObject_CallMethod(threading, "Condition", NULL) : NULL;
+        name = threading ? PyUnicode_InternFromString("Condition") : NULL; /* see pool.c: tell */
+        c = name ? PyObject_CallMethodNoArgs(threading, name) : NULL;
+        Py_XDECREF(name);
         Py_XDECREF(threading);
         if (!c)
             return NULL;
@@ -442,12 +465,17 @@ static PyObject *get_condition(PyObject *obj, void *closure)
             f->condition = c;
         show(f);
     }
-    if (!f->watched && f->phase == F_PENDING && f->pool) {
+    if (!f->watched && f->phase == F_PENDING && f->pool && f->pool->serve && !f->pool->dying) {
         f->watched = true;
         f->pool->watched++;
         r = PyObject_CallOneArg(f->pool->serve, (PyObject *)f->pool);
-        if (!r)
+        if (!r) { /* no thread could be started: the next who asks tries again */
+            if (f->phase == F_PENDING) {
+                f->watched = false;
+                f->pool->watched--;
+            }
             return NULL;
+        }
         Py_DECREF(r);
     }
     return Py_NewRef(f->condition);
@@ -498,6 +526,8 @@ static PyObject *get_value(PyObject *obj, void *closure)
     FutureObject *f = (FutureObject *)obj;
     bool want_exc = closure != NULL;
 
+    if (f->reader && wait_for(f, -1) < 0)
+        return NULL;
     if (f->phase == F_VALUE || f->phase == F_EXCEPTION)
         thaw(f);
     if ((f->phase == F_EXCEPTION) == want_exc && f->value)

@@ -82,6 +82,11 @@ static PyObject *job_watch(PyObject *obj, PyObject *fn)
     if (j->ready || j->error || j->done_items >= j->n)
         tell_later(j);
     r = PyObject_CallOneArg(j->pool->serve, (PyObject *)j->pool);
+    if (!r && j->watched) { /* no thread could be started, so nobody would be told */
+        j->watched = false;
+        j->pool->watched--;
+        Py_CLEAR(j->on_done);
+    }
     return r;
 }
 
@@ -221,6 +226,7 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
     }
     return (PyObject *)j;
 fail:
+    job_loosen(j); /* what was sent before it failed is in flight */
     Py_DECREF(j);
     return NULL;
 }

@@ -9,8 +9,10 @@
  * Tasks in flight refer to this object and do not hold it, so that it goes when the user drops it;
  * his futures hold nothing either before they have ended.  A pool that goes with tasks in flight
  * must therefore outlive them: Pool.__del__ hands it to a thread that takes what is still to come
- * and then ends it.  In a fork of the owner, and when the interpreter is ending, nothing will come:
- * there it is kept for ever.  Should it be freed in spite of that, what is in flight ends first.
+ * and then ends it.  So it does where one of the pool's own threads drops it.  In a fork of the
+ * owner, and when the interpreter is ending, nothing will come: there it is kept for ever.  Should
+ * it be freed in spite of that (a subclass may have a __del__ of its own), what is in flight ends
+ * first, and its futures are of no use to anybody meanwhile.
  */
 #include <errno.h>
 #include <signal.h>
@@ -44,6 +46,10 @@ int pool_check(PoolObject *pool)
 {
     if (!pool->core) {
         PyErr_SetString(PyExc_ValueError, "the pool was not opened");
+        return -1;
+    }
+    if (pool->dying) {
+        PyErr_SetString(PyExc_RuntimeError, "the pool was freed before the task had ended");
         return -1;
     }
     if (tri_pool_is_fork(pool->core->p)) {
@@ -98,13 +104,17 @@ static int show_output(PoolObject *pool)
 
 static int tell(PoolObject *pool)
 {
-    PyObject *told = pool->told, *r, *kind = NULL, *exc = NULL, *tb = NULL;
+    PyObject *told = pool->told, *name, *r, *kind = NULL, *exc = NULL, *tb = NULL;
 
     if (!told || PyList_GET_SIZE(told) == 0)
         return 0;
+    /* The very string of the class: its cache of look-ups would keep each other one. */
+    name = PyUnicode_InternFromString("_tell");
+    if (!name)
+        return -1;
     pool->told = NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(told); i++) {
-        r = PyObject_CallMethod(PyList_GET_ITEM(told, i), "_tell", NULL);
+        r = PyObject_CallMethodNoArgs(PyList_GET_ITEM(told, i), name);
         /* Ctrl-C while a callback ran here is for who waits here, once all have been told. */
         if (!r && !kind && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
             PyErr_Fetch(&kind, &exc, &tb);
@@ -112,6 +122,7 @@ static int tell(PoolObject *pool)
             PyErr_WriteUnraisable(PyList_GET_ITEM(told, i));
         Py_XDECREF(r);
     }
+    Py_DECREF(name);
     Py_DECREF(told);
     if (!kind)
         return 0;
@@ -245,97 +256,6 @@ static PyObject *pool_open(PyObject *obj, PyObject *args, PyObject *kwargs)
     Py_RETURN_NONE;
 }
 
-/* ------------------------------------------------------------------ options */
-
-int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns)
-{
-    double s;
-
-    *ns = -1;
-    if (!seconds || seconds == Py_None)
-        return 0;
-    s = PyFloat_AsDouble(seconds);
-    if (s == -1.0 && PyErr_Occurred()) {
-        PyErr_Format(PyExc_TypeError, "%s must be a number of seconds or None, not %.100s", what,
-                     Py_TYPE(seconds)->tp_name);
-        return -1;
-    }
-    if (s != s) {
-        PyErr_Format(PyExc_ValueError, "%s must not be NaN", what);
-        return -1;
-    }
-    *ns = s <= 0 ? 0 : s > 9e9 ? -1 : (int64_t)(s * 1e9);
-    return 0;
-}
-
-int option_timeout(PyObject *value, struct options *opt)
-{
-    if (seconds_to_ns(value, "timeout", &opt->timeout_ns) < 0)
-        return -1;
-    if (opt->timeout_ns == 0) {
-        PyErr_SetString(PyExc_ValueError, "timeout must be more than 0 seconds");
-        return -1;
-    }
-    if (opt->timeout_ns < 0)
-        opt->timeout_ns = 0;
-    return 0;
-}
-
-static int option_int(PyObject *value, const char *name, const char *range, long low, long high,
-                      int *into)
-{
-    int overflow = 0;
-    long v;
-
-    if (!PyIndex_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "%s must be an int, not %.100s", name,
-                     Py_TYPE(value)->tp_name);
-        return -1;
-    }
-    v = PyLong_AsLongAndOverflow(value, &overflow);
-    if (v == -1 && PyErr_Occurred())
-        return -1;
-    if (overflow || v < low || v > high) {
-        PyErr_Format(PyExc_ValueError, "%s must be from %s", name, range);
-        return -1;
-    }
-    *into = (int)v;
-    return 0;
-}
-
-int option_retries(PyObject *value, struct options *opt)
-{
-    return option_int(value, "retries", "0 to 65535", 0, 65535, &opt->retries);
-}
-
-int options_fit(const PoolObject *pool, const struct options *opt)
-{
-    if (!pool->threads || (opt->timeout_ns == 0 && opt->retries == 0))
-        return 0;
-    PyErr_SetString(PyExc_ValueError,
-                    opt->timeout_ns ? "timeout needs worker processes: a thread cannot be stopped"
-                                    : "retries needs worker processes: a thread does not die "
-                                      "without its process");
-    return -1;
-}
-
-int option_priority(PyObject *value, struct options *opt)
-{
-    return option_int(value, "priority", "-2 (last) to 2 (first)", -2, 2, &opt->priority);
-}
-
-/* 1: it is an option and was taken; 0: an argument of the task; -1: exception */
-static int option(PyObject *name, PyObject *value, struct options *opt)
-{
-    if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0)
-        return option_timeout(value, opt) < 0 ? -1 : 1;
-    if (PyUnicode_CompareWithASCIIString(name, "retries") == 0)
-        return option_retries(value, opt) < 0 ? -1 : 1;
-    if (PyUnicode_CompareWithASCIIString(name, "priority") == 0)
-        return option_priority(value, opt) < 0 ? -1 : 1;
-    return 0;
-}
-
 /* ------------------------------------------------------------------ submit */
 
 static PyObject *pool_submit_method(PyObject *obj, PyObject *const *args, Py_ssize_t nargs,
@@ -351,7 +271,7 @@ static PyObject *pool_submit_method(PyObject *obj, PyObject *const *args, Py_ssi
     }
     for (Py_ssize_t i = 0; kwnames && i < PyTuple_GET_SIZE(kwnames); i++) {
         PyObject *name = PyTuple_GET_ITEM(kwnames, i), *value = args[nargs + i];
-        int known = option(name, value, &opt);
+        int known = option_take(name, value, &opt);
 
         if (known == 0) {
             if (!kwargs)
@@ -425,6 +345,24 @@ static PyObject *pool_nudge(PyObject *obj, PyObject *none)
     if (self->core)
         tri_wait_nudge(self->core->p);
     Py_RETURN_NONE;
+}
+
+/* Is this one of its threads?  They run Python without a task in flight, too: an initializer. */
+static bool is_own_thread(const struct tri_pool *p)
+{
+    for (uint32_t i = 0; p->thread && i < p->view.nworkers; i++)
+        if (pthread_equal(p->thread[i], pthread_self()))
+            return true;
+    return false;
+}
+
+/* _inside() -> bool: is this one of its threads, which cannot wait for their own end? */
+static PyObject *pool_inside(PyObject *obj, PyObject *none)
+{
+    const struct core *core = ((PoolObject *)obj)->core;
+
+    (void)none;
+    return PyBool_FromLong(core && !core->ended && is_own_thread(core->p));
 }
 
 /* _pending() -> int: tasks that have not ended. */
@@ -569,6 +507,8 @@ static int pool_traverse(PyObject *obj, visitproc visit, void *arg)
     Py_VISIT(self->last_fn);
     Py_VISIT(self->told);
     Py_VISIT(self->serve);
+    if (self->core)
+        Py_VISIT(self->core->thread.error); /* its traceback has frames, and those the pool */
     return 0;
 }
 
@@ -588,10 +528,15 @@ static void pool_dealloc(PyObject *obj)
     PoolObject *self = (PoolObject *)obj;
     PyTypeObject *type = Py_TYPE(obj);
     struct core *core = self->core;
+    bool kept = false;
 
     PyObject_GC_UnTrack(obj);
     if (core) {
-        if (!core->ended && !tri_pool_is_fork(core->p)) {
+        /* Pending futures refer to us still, and other threads may ask them while we wait. */
+        self->dying = true;
+        if (!core->ended && is_own_thread(core->p)) {
+            kept = true;
+        } else if (!core->ended && !tri_pool_is_fork(core->p)) {
             Py_BEGIN_ALLOW_THREADS tri_pool_end(core->p, true, 2000000000ll);
             Py_END_ALLOW_THREADS core->ended = true;
         }
@@ -599,16 +544,19 @@ static void pool_dealloc(PyObject *obj)
             PyObject *kind, *exc, *tb;
 
             PyErr_Fetch(&kind, &exc, &tb);
-            self->dying = true;
             while (tri_pump(core->p) > 0)
                 continue;
             PyErr_Restore(kind, exc, tb);
         }
-        self->core = NULL;
-        core_drop(core);
+        /* In a fork nothing ends, and pending futures refer to this object for ever. */
+        kept = kept || core->p->outstanding + core->p->nlost > 0;
     }
     pool_clear(obj);
-    type->tp_free(obj);
+    if (!kept) {
+        if (core)
+            core_drop(core);
+        type->tp_free(obj);
+    }
     Py_DECREF(type);
 }
 
@@ -626,6 +574,7 @@ static PyMethodDef pool_methods[] = {
     {"_refuse", pool_refuse, METH_NOARGS, NULL},
     {"_nudge", pool_nudge, METH_NOARGS, NULL},
     {"_pending", pool_pending, METH_NOARGS, NULL},
+    {"_inside", pool_inside, METH_NOARGS, NULL},
     {"_step", pool_step, METH_O, NULL},
     {"_kill", pool_kill, METH_VARARGS, NULL},
     {"_pids", pool_pids, METH_NOARGS, NULL},

@@ -301,6 +301,10 @@ static void run_thread(struct tri_worker *w, struct tri_slot *s)
         r = c->error ? Py_NewRef(c->error) : take_exception();
         s->code = R_EXCEPTION;
     }
+    /* Nobody may ever take this result: a method's own object that has the pool, and nobody else
+     * has, must not be kept by it. */
+    if (!(s->flags & V_CHUNK))
+        Py_CLEAR(o.future->held);
     memcpy(s->res, &r, sizeof r);
     s->res_len = sizeof r;
     now = tri_now_ns();
@@ -338,6 +342,10 @@ static int thread_begin(struct tri_worker *w)
         PyErr_Clear();
         Py_XDECREF(r);
     }
+    /* The collector cannot be shown what a thread is about to call, and a method of the pool's own
+     * holder would keep both for ever: so it goes as soon as nobody will call it any more. */
+    if (++c->begun == w->view.nworkers)
+        Py_CLEAR(c->init);
     return 0;
 }
 

@@ -24,6 +24,7 @@ struct local {
 /* In a slot's arguments: what the future or job keeps alive until the task has ended. */
 struct objects {
     PyObject *fn, *args, *kwargs;
+    FutureObject *future; /* of one call; the job of a chunk is nobody's business here */
 };
 
 /* Where the slot's encoded arguments are. */

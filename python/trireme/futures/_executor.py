@@ -17,12 +17,13 @@ import threading
 import time
 import types
 import weakref
+from _thread import start_new_thread
 from collections import deque
 from concurrent.futures import _base
 from functools import partial
 from itertools import islice, starmap
 
-from .. import _pool
+from .. import _attend, _pool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _MAX_WORKERS = 1024
 _SLOTS = 1 << 19  # the most there are: submit() is not to block; unused ones cost nothing
 _FIRST_LOOK = 1024
 
-_pools: weakref.WeakSet[_pool.Pool] = weakref.WeakSet()
+_pools = _attend.PoolSet()
 _exiting = False
 
 
@@ -59,15 +60,28 @@ def _finish_later(pool: _pool.Pool) -> None:
         pass  # the interpreter is ending: _at_exit() has waited or will
 
 
+def _finish_at_last(pool: _pool.Pool) -> None:
+    """:func:`_finish_later`, without a lock of threading's."""
+    pool.close()
+    try:
+        start_new_thread(_finish_later, (pool,))
+    except RuntimeError:
+        pass  # as above
+
+
 def _abandon(pools: list[_pool.Pool]) -> None:
-    """An executor was dropped: its tasks are finished, nobody need wait for them."""
+    """An executor was dropped: its tasks are finished, nobody need wait for them.
+
+    This may be a collection in the middle of anything, with any lock of ours or of threading's
+    held by this thread or one that waits for it: none is taken here.
+    """
     for pool in pools:
         if pool._is_fork or pool._joined:
             continue
         if pool.kind == "process" and not pool._pending():
-            pool.terminate()
+            _attend.end_quietly(pool)
         else:
-            _finish_later(pool)
+            _finish_at_last(pool)
 
 
 def _at_exit() -> None:

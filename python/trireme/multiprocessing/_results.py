@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+_LINGER = 1.0  # seconds for which the thread of callbacks waits for another one
 _FEED_AT_ONCE = 4096  # an imap over a longer input than this is fed by a thread
 
 
@@ -86,11 +87,12 @@ class Teller:
     """Runs a pool's callbacks one after the other on a thread of their own, as the original does.
 
     On the thread that takes a result they could wait for a lock which the taker holds.  The thread
-    is started for the first callback.
+    is started for the first callback, and leaves when there has been none for a while: a pool may
+    be dropped without a word, and nobody else knows of the last callback.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection under it may run a __del__ that ends a pool
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -104,8 +106,20 @@ class Teller:
                 )
                 self._thread.start()
 
+    def _next(self) -> Callable[[], object] | None:
+        """What to call next; None when the thread is to leave."""
+        while True:
+            try:
+                return self._calls.get(timeout=_LINGER)
+            except queue.Empty:
+                with self._lock:
+                    if self._calls.empty():
+                        if self._thread is threading.current_thread():
+                            self._thread = None
+                        return None
+
     def _run(self) -> None:
-        while (function := self._calls.get()) is not None:
+        while (function := self._next()) is not None:
             try:
                 function()
             except BaseException:
