@@ -27,8 +27,8 @@
 void *tri_huge_map(int fd, size_t bytes, int prot, int flags);
 
 /*
- * Large pages for [at, at + bytes), where at least half of one is asked for and all of it lies below
- * `limit`.  What is there stays as it is; what is not, is zero.
+ * Large pages for [at, at + bytes), where at least half of one is asked for and all of it lies
+ * below `limit`.  What is there stays as it is; what is not, is zero.
  * @return the bytes that lie in large pages now, from *from on, which may be below `at`; 0: none.
  */
 size_t tri_huge_collapse(void *at, size_t bytes, const void *limit, void **from);

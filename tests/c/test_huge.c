@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* test_huge.c - large pages in shared memory: where they lie, what they leave alone, doing without. */
+/* test_huge.c - large pages in shared memory: where they lie, what they leave alone, and going
+ * without. */
 #include "pools.h"
 
 #include <inttypes.h>
