@@ -79,7 +79,8 @@ def apply(info: dict[str, Any]) -> None:
         except (RecursionError, ValueError, OverflowError):
             pass  # less than this worker has in use
     filters = info.get("warnings")
-    if filters is not None:
+    # Options (-W, PYTHONWARNINGS) have made the same of a worker that starts elsewhere.
+    if filters is not None and filters != _filters():
         _apply_filters(filters)
 
 

@@ -93,9 +93,11 @@ def _at_once() -> list[str]:
     It is there before the first fork: each worker would spend as long on it, and keep memory of its
     own for it, of cloudpickle 4 MB and of numpy 10, that all of them can share.
     """
-    from . import _pickling
+    from . import _pickling, _settings
 
     names = ["cloudpickle"] if _pickling.expects_code() else []
+    if _settings.changed():
+        names.append("trireme._settings")
     if "numpy" in sys.modules:
         names.append("numpy")
     if "trireme.multiprocessing.pool" in sys.modules:
