@@ -154,9 +154,29 @@ def _versions(module: str, fn: types.FunctionType, bound: dict[str, Any]) -> dic
     return versions
 
 
+# Owner: says of a global whether functions leave it here.  multiprocessing/_ways.py sets it: locks
+# and the like of multiprocessing's reach a worker by inheritance or initargs, and never in a call.
+_stays: Callable[[Any], bool] | None = None
+
+
+def _leave_behind(bound: dict[str, Any]) -> tuple[str, ...]:
+    """Owner: take out of a function's globals what stays here, and return the names."""
+    if _stays is None:
+        return ()
+    names = tuple([name for name, value in bound.items() if _stays(value)])
+    for name in names:
+        del bound[name]
+    return names
+
+
 def _set_function_state(fn: Any, state: Any) -> None:
     """Worker: give a by-value function its state, keeping bindings the owner did not change."""
-    setter, inner, module, versions = state
+    setter, inner, module, versions, left = state
+    for name in left:
+        # An initializer may have set it.  Else a fork has it in the module itself.
+        value = getattr(sys.modules.get(module), name, MISSING)
+        if value is not MISSING:
+            fn.__globals__.setdefault(name, value)
     received = _received.setdefault(module, {})
     incoming = inner[1]["__globals__"]
     current = fn.__globals__
@@ -461,8 +481,9 @@ def _by_value_pickler() -> Any:
             if type(globals_sent) is not _Globals:
                 return reduced
             module = globals_sent["__name__"]
+            left = _leave_behind(state[1]["__globals__"])
             versions = _versions(module, obj, state[1]["__globals__"])
-            state = (setter, state, module, versions)
+            state = (setter, state, module, versions, left)
             return maker, args, state, None, None, _set_function_state
 
         @staticmethod

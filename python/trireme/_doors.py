@@ -322,6 +322,12 @@ def _class_of_doors() -> Any:
                 value = _setting(self, name, value)
             ModuleType.__setattr__(self, name, value)
 
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            # As a global of a function that goes by value; a plain module is known to its pickler.
+            from importlib import import_module
+
+            return import_module, (ModuleType.__getattribute__(self, "__name__"),)
+
         def __delattr__(self, name: str) -> None:
             _setting(self, name, None)
             ModuleType.__delattr__(self, name)

@@ -16,18 +16,17 @@ inherited: dict[int, Any] = {}
 
 
 def begin(
-    authkey: bytes,
+    info: dict[str, Any],
     breaks: bool,
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
 ) -> None:
-    """The owner's key, with which its managers know their own, and the user's initializer.
+    """Become a process of multiprocessing's, and call the user's initializer.
 
     If that fails, it is logged here and breaks the pool.  *breaks*: see :func:`_like_original`.
+    *info*: of multiprocessing._lend.describe().
     """
-    from multiprocessing import process
-
-    process.current_process().authkey = authkey
+    _become(info)
     _like_original(breaks)
     if initializer is not None:
         _initialize(initializer, initargs)
@@ -35,10 +34,19 @@ def begin(
 
 def begin_inherited(breaks: bool, initializer: Callable[..., object] | None, number: int) -> None:
     """The same for a worker that was forked from the owner; *initializer* if it could travel."""
+    info, here, initargs = inherited[number]
+    _become(info)
     _like_original(breaks)
-    here, initargs = inherited[number]
     if initializer is not None or here is not None:
         _initialize(initializer or here, initargs)
+
+
+def _become(info: dict[str, Any]) -> None:
+    """Pass for what the original starts: with a name, a parent, its key, and a fork's new locks."""
+    from ..multiprocessing import _ways, _worker
+
+    _worker.become(info)
+    _ways.follow()
 
 
 def _like_original(breaks: bool) -> None:

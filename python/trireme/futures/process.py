@@ -17,7 +17,6 @@ import operator
 import os
 import select
 import signal
-import socket
 import threading
 import time
 import weakref
@@ -26,13 +25,13 @@ from concurrent.futures.process import ProcessPoolExecutor as _Original
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from multiprocessing import connection, reduction
 from multiprocessing import context as _mp_context
 from typing import Literal, cast
 
 from .. import _pickling, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
 from .._options import _integer
+from ..multiprocessing import _lend, _ways
 from ._executor import _MAX_WORKERS, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
 from ._start import OwnersHandle, begin, begin_inherited, inherited
 
@@ -78,16 +77,11 @@ _handing = threading.Lock()
 @contextmanager
 def _handing_over() -> Iterator[None]:
     """Within, multiprocessing's locks and the like may be pickled: for a worker's start."""
-    # The other half of their conditions: how connections travel is known to one pickler only.
-    known: dict[type, Any] = vars(reduction.ForkingPickler)["_extra_reducers"]
-    handles = (vars(connection)["_ConnectionBase"], socket.socket)
-    ways = {
-        kind: way
-        for kind, way in known.items()
-        if issubclass(kind, handles) and kind not in copyreg.dispatch_table
-    }
     before = _mp_context.get_spawning_popen()
     with _handing:
+        # The other half of their conditions: how pipes and shared memory travel is known to
+        # multiprocessing's own pickler only.
+        ways = _ways.known()
         copyreg.dispatch_table.update(ways)
         _mp_context.set_spawning_popen(_Popen())  # type: ignore[arg-type]
         try:
@@ -95,7 +89,7 @@ def _handing_over() -> Iterator[None]:
         finally:
             _mp_context.set_spawning_popen(before)
             for kind in ways:
-                del copyreg.dispatch_table[kind]
+                copyreg.dispatch_table.pop(kind, None)
 
 
 def _after_fork_child() -> None:
@@ -338,6 +332,7 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         self._set_up()
 
     def _make_pool(self) -> _pool.Pool:
+        _ways.follow()
         start = _start_of(self._mp_context)
         open_pool = partial(
             _pool.Pool,
@@ -349,25 +344,39 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         )
         # A call that ends its worker is not run again: it would end the next one, too.
         breaks = self._on_crash == "break" and not self._options.get("retries")
-        if start != "fork":
+        context: Any = self._mp_context
+        models = [context.Process() for _ in range(open_pool.args[0])]
+        register = os.memfd_create("trireme-register", os.MFD_CLOEXEC)
+        try:
+            info = _lend.describe(models, start, register)
+            pool = self._open_pool(open_pool, info, breaks)
+        except BaseException:
+            os.close(register)
+            raise
+        weakref.finalize(pool, os.close, register).atexit = False
+        if self._on_crash == "break":
+            self._pids = pool._pids
+            pool._unreadable = partial(_unreadable, weakref.ref(self), weakref.ref(pool))
+            self._watcher = _Watcher(pool, self)
+        return pool
+
+    def _open_pool(
+        self, open_pool: Callable[..., Any], info: dict[str, Any], breaks: bool
+    ) -> _pool.Pool:
+        if info["method"] != "fork":
             with _handing_over():
-                key = bytes(multiprocessing.current_process().authkey)
                 pool = open_pool(
                     initializer=begin,
-                    initargs=(key, breaks, self._initializer, tuple(self._initargs)),
+                    initargs=(info, breaks, self._initializer, tuple(self._initargs)),
                 )
         else:
             number = id(self)
-            inherited[number] = (self._initializer, tuple(self._initargs))
+            inherited[number] = (info, self._initializer, tuple(self._initargs))
             sent = self._initializer and _by_value(self._initializer)
             try:
                 pool = open_pool(initializer=begin_inherited, initargs=(breaks, sent, number))
             finally:
                 del inherited[number]
-        if self._on_crash == "break":
-            self._pids = pool._pids
-            pool._unreadable = partial(_unreadable, weakref.ref(self), weakref.ref(pool))
-            self._watcher = _Watcher(pool, self)
         return cast("_pool.Pool", pool)
 
     def _sender(self, pool: _pool.Pool) -> Callable[..., Any]:

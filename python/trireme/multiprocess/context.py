@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The contexts of trireme.multiprocessing whose pools send results by value."""
+"""The contexts of trireme.multiprocessing whose pools, queues and pipes send code by value."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ class _WithPool(_Base):
         from .pool import Pool
 
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+
+    def Pipe(self, duplex: bool = True) -> Any:
+        """Returns two connection objects connected by a pipe"""
+        from ._pipes import pipe
+
+        return pipe(duplex)
 
     def _queues(self) -> Any:
         from . import queues

@@ -13,20 +13,47 @@ import fcntl
 import os
 import stat
 import threading
-import types
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing import context, reduction
+from multiprocessing import context, process
 
-from . import _worker
+from . import _ways, _worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# ForkingPickler's reducers for these are older than Python's own.
-_PYTHONS_OWN = (types.MethodType, type(list.append), type(int.__add__), partial)
+
+def describe(models: list[Any], method: str, register: int) -> dict[str, Any]:
+    """What a worker needs in order to pass for one of *models*, processes that are never started.
+
+    *register*: the descriptor of the file in which workers sign for their numbers.
+    """
+    model = models[0]
+    tracker = None
+    if method != "fork":
+        from multiprocessing import resource_tracker
+
+        tracker = resource_tracker.getfd()
+    me = process.current_process()
+    state = dict(vars(model))
+    for name in ("_config", "_parent_pid", "_parent_name", "_popen", "_name", "_identity"):
+        state.pop(name, None)
+    config = dict(model._config)
+    return {
+        "owner": os.getpid(),
+        "owner_name": me.name,
+        "authkey": bytes(config.pop("authkey", me.authkey)),
+        "config": config,
+        "class": type(model),
+        "state": state,
+        "identities": [m._identity for m in models],
+        "prefix": model.name.removesuffix(":".join(map(str, model._identity))),
+        "method": method,
+        "register": register,
+        "tracker": tracker,
+    }
+
 
 _packing = threading.RLock()  # one thread at a time changes the table of reducers
 
@@ -71,14 +98,9 @@ class Lender:
     @contextmanager
     def spawning(self) -> Iterator[None]:
         """While this lasts, this thread can pickle what only a spawned process may get."""
-        pickler: Any = reduction.ForkingPickler
-        mine = {
-            kind: reducer
-            for kind, reducer in pickler._extra_reducers.items()
-            if kind not in _PYTHONS_OWN and kind not in copyreg.dispatch_table
-        }
         before: Any = context.get_spawning_popen()
         with _packing:
+            mine = _ways.known()
             copyreg.dispatch_table.update(mine)
             context.set_spawning_popen(self)  # type: ignore[arg-type]
             try:

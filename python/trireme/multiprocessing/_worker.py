@@ -119,7 +119,7 @@ class Lent:
         return fd
 
 
-def _become(info: Info) -> None:
+def become(info: Info) -> None:
     """Have multiprocessing believe that it started this process."""
     import sys
     from multiprocessing import process
@@ -168,6 +168,14 @@ def _become(info: Info) -> None:
         util._run_after_forkers()
 
 
+def _keep(classes: list[type]) -> None:
+    """Have these classes, inherited by a fork, be the ones that arrive, and stay what they are."""
+    from trireme import _byvalue
+
+    _byvalue._class_tables()
+    _byvalue._own_classes.update(classes)
+
+
 def _results_by_name() -> None:
     """Have results that the original could not send fail as they do there."""
     from trireme import _pickling
@@ -199,9 +207,14 @@ def begin(setup: int | Info) -> None:
     """Called in each worker before its first task.  Raises what the user's initializer raises."""
     from trireme import _core
 
+    from . import _ways
+
     info = inherited[setup] if isinstance(setup, int) else setup
-    _become(info)
+    become(info)
+    _ways.follow()
     _core._own_arguments()  # tasks write to what they get: there it is a copy
+    if info["classes"]:
+        _keep(info["classes"])
     if info["by_name"]:
         _results_by_name()
     if info["initializer"] is not None:

@@ -23,12 +23,11 @@ import types
 import warnings
 import weakref
 from functools import partial
-from multiprocessing import process as _process
 
 from .. import _pickling
 from .. import _pool as _native
-from . import _results, _worker
-from ._lend import Lender
+from . import _results, _ways, _worker
+from ._lend import Lender, describe
 from ._results import ApplyResult as ApplyResult
 from ._results import AsyncResult as AsyncResult
 from ._results import IMapIterator as IMapIterator
@@ -135,6 +134,7 @@ class Pool:
         method = self._ctx.get_start_method()
         if method not in _native.STARTS:
             method = "spawn"
+        _ways.follow()
         lender = Lender()
         try:
             info = self._worker_info(method, lender)
@@ -177,37 +177,17 @@ class Pool:
             model = self.Process(self._ctx)
             model.daemon = True
             models.append(model)
-        model = models[0]
-        self._prefix = model.name.removesuffix(":".join(map(str, model._identity))).replace(
-            "Process", "PoolWorker"
+        info = describe(models, method, lender.register)
+        info["prefix"] = info["prefix"].replace("Process", "PoolWorker")
+        self._prefix = info["prefix"]
+        self._identities = info["identities"]
+        info.update(
+            by_name=self._by_name,
+            initializer=self._initializer,
+            initargs=tuple(self._initargs),
+            classes=_born_classes() if method == "fork" else [],
         )
-        self._identities = [m._identity for m in models]
-        tracker = None
-        if method != "fork":
-            from multiprocessing import resource_tracker
-
-            tracker = resource_tracker.getfd()
-        me = _process.current_process()
-        state = dict(vars(model))
-        for name in ("_config", "_parent_pid", "_parent_name", "_popen", "_name", "_identity"):
-            state.pop(name, None)
-        config = dict(model._config)
-        return {
-            "owner": os.getpid(),
-            "owner_name": me.name,
-            "authkey": bytes(config.pop("authkey", me.authkey)),
-            "config": config,
-            "class": type(model),
-            "state": state,
-            "identities": self._identities,
-            "prefix": self._prefix,
-            "method": method,
-            "register": lender.register,
-            "tracker": tracker,
-            "by_name": self._by_name,
-            "initializer": self._initializer,
-            "initargs": tuple(self._initargs),
-        }
+        return info
 
     # ------------------------------------------------------------------ sending
 
@@ -541,6 +521,37 @@ def _born() -> dict[int, tuple[Any, Any]]:
                 where = (name.encode(), value.__qualname__)
                 found[id(value)] = (value, _Stand(_worker.find, where, value))
     return found
+
+
+def _born_classes() -> list[type]:
+    """The classes of modules that only a fork of this process has: its workers have them, too.
+
+    Under the ids that they get here, before the fork, instances of them are sent.  So a worker
+    finds its own class, the one that functions which go by name know.
+    """
+    _pickling._look_for_strange_modules()
+    found: dict[type, None] = {}
+    for name in [*_pickling._strange]:
+        module = sys.modules.get(name)
+        waiting = list(vars(module).values()) if isinstance(module, types.ModuleType) else []
+        while waiting:
+            value = waiting.pop()
+            if (
+                isinstance(value, type)
+                and value not in found
+                and value.__module__ == name
+                and _pickling._resolve(name, value.__qualname__) is value
+            ):
+                found[value] = None
+                waiting.extend(vars(value).values())
+    if found:
+        try:
+            from cloudpickle import cloudpickle
+        except ImportError:
+            return []  # said when one of them is sent
+        for value in found:
+            cloudpickle._get_or_create_tracker_id(value)
+    return list(found)
 
 
 class _Stand:
