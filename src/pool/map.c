@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "pool/pool.h"
 #include "pool/worker.h"
+#include "shm/huge.h"
 
 #define CHUNK_NS 400000
 #define COPY_MAX (1u << 20) /* bytes of one copied chunk */
@@ -325,6 +326,8 @@ int tri_share_open(tri_pool *p, size_t bytes, tri_share **out)
         free(s);
         return -ENOMEM;
     }
+    if (bytes >= TRI_HUGE)
+        tri_block_populate(p->view.base + s->off, bytes);
     memset(p->view.base + s->off, 0, bytes);
     pthread_mutex_lock(&p->lock);
     s->next = p->shares;
