@@ -251,11 +251,11 @@ void tri_block_populate(uint8_t *data, uint64_t bytes)
     _Atomic uint64_t *populated = (_Atomic uint64_t *)(void *)(data - TRI_BLOCK_HEADER + 8);
     uint8_t *block = data - TRI_BLOCK_HEADER;
     uint64_t had = tri_load_rlx(populated);
+    struct tri_room room = {block, block + class_bytes(class_of(bytes + TRI_BLOCK_HEADER))};
 
     if (had >= bytes)
         return;
-    if (tri_huge_populate(data + had, bytes - had,
-                          block + class_bytes(class_of(bytes + TRI_BLOCK_HEADER))) == 0)
+    if (tri_huge_populate(data + had, bytes - had, room) == 0)
         tri_store_rlx(populated, bytes);
 }
 

@@ -68,7 +68,7 @@ void *tri_huge_map(int fd, size_t bytes, int prot, int flags)
     return p == MAP_FAILED ? NULL : p;
 }
 
-size_t tri_huge_collapse(void *at, size_t bytes, const void *limit, void **from)
+size_t tri_huge_collapse(void *at, size_t bytes, struct tri_room room, void **from)
 {
     uintptr_t begin = (uintptr_t)at & ~(uintptr_t)(TRI_HUGE - 1), end, unit;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -77,11 +77,11 @@ size_t tri_huge_collapse(void *at, size_t bytes, const void *limit, void **from)
     pthread_once(&once, look);
     if (!usual || bytes < TRI_HUGE / 2 || tri_load_rlx(&failures) >= FAILURES_MAX)
         return 0;
-    if ((uintptr_t)at - begin > TRI_HUGE / 2)
+    if ((uintptr_t)at - begin > TRI_HUGE / 2 || begin < (uintptr_t)room.begin)
         begin += TRI_HUGE;
     end = ((uintptr_t)at + bytes + TRI_HUGE / 2) & ~(uintptr_t)(TRI_HUGE - 1);
-    if (end > (uintptr_t)limit)
-        end = (uintptr_t)limit & ~(uintptr_t)(TRI_HUGE - 1);
+    if (end > (uintptr_t)room.end)
+        end = (uintptr_t)room.end & ~(uintptr_t)(TRI_HUGE - 1);
     if (end <= begin)
         return 0;
     /* There must be something of each: nothing at all is refused. */
@@ -97,12 +97,12 @@ size_t tri_huge_collapse(void *at, size_t bytes, const void *limit, void **from)
     return end - begin;
 }
 
-int tri_huge_populate(void *at, size_t bytes, const void *limit)
+int tri_huge_populate(void *at, size_t bytes, struct tri_room room)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)at & ~(page - 1);
     void *from;
 
-    tri_huge_collapse(at, bytes, limit, &from);
+    tri_huge_collapse(at, bytes, room, &from);
     if (madvise((void *)begin, (uintptr_t)at + bytes - begin, MADV_POPULATE_WRITE) < 0)
         return -errno;
     return 0;

@@ -26,17 +26,22 @@
 /* As mmap() of the file's first `bytes` bytes, at an address for large pages.  NULL with errno. */
 void *tri_huge_map(int fd, size_t bytes, int prot, int flags);
 
+/* Memory that large pages may take: all of it is the caller's. */
+struct tri_room {
+    const void *begin, *end;
+};
+
 /*
- * Large pages for [at, at + bytes), where at least half of one is asked for and all of it lies
- * below `limit`.  What is there stays as it is; what is not, is zero.
+ * Large pages for [at, at + bytes), where at least half of one is asked for and all of it lies in
+ * `room`.  What is there stays as it is; what is not, is zero.
  * @return the bytes that lie in large pages now, from *from on, which may be below `at`; 0: none.
  */
-size_t tri_huge_collapse(void *at, size_t bytes, const void *limit, void **from);
+size_t tri_huge_collapse(void *at, size_t bytes, struct tri_room room, void **from);
 
 /*
  * Have [at, at + bytes) in memory, ready to be written, in large pages where that can be.
  * @return 0; -errno when not all could be had: then what is missing comes with faults, or does not.
  */
-int tri_huge_populate(void *at, size_t bytes, const void *limit);
+int tri_huge_populate(void *at, size_t bytes, struct tri_room room);
 
 #endif

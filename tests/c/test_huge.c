@@ -62,9 +62,14 @@ static bool is_filled(const uint8_t *base, size_t bytes)
     return true;
 }
 
-static bool populated(void *at, size_t bytes, const void *limit)
+static struct tri_room room_of(uint8_t *begin, size_t bytes)
 {
-    int err = tri_huge_populate(at, bytes, limit);
+    return (struct tri_room){begin, begin + bytes};
+}
+
+static bool populated(void *at, size_t bytes, struct tri_room room)
+{
+    int err = tri_huge_populate(at, bytes, room);
 
     return err == 0 || err == -EINVAL; /* before Linux 5.14 */
 }
@@ -95,8 +100,8 @@ static void large_pages_hold_what_was_there_and_end_where_they_must(void)
     CHECK(tri_segment_make(&a, bytes, true) == 0);
     CHECK(tri_segment_attach(&b, dup(a.fd)) == 0 && is_aligned(b.base));
     fill(a.base, bytes / 2); /* the rest of the file does not exist yet */
-    got = tri_huge_collapse((uint8_t *)a.base + 100, bytes, (uint8_t *)a.base + 8 * TRI_HUGE + 5,
-                            &from);
+    got =
+        tri_huge_collapse((uint8_t *)a.base + 100, bytes, room_of(a.base, 8 * TRI_HUGE + 5), &from);
     CHECK(is_filled(a.base, bytes / 2) && is_filled(b.base, bytes / 2));
     CHECK(got > 0 || !has_large_pages());
     if (got) {
@@ -120,13 +125,15 @@ static void only_what_is_half_asked_for_gets_a_large_page(void)
 
     CHECK(tri_segment_make(&s, 4 * TRI_HUGE, true) == 0);
     base = s.base;
-    CHECK(tri_huge_collapse(base, TRI_HUGE / 2 - 1, base + 4 * TRI_HUGE, &from) == 0);
-    CHECK(tri_huge_collapse(base, TRI_HUGE, base + TRI_HUGE - 1, &from) == 0);
-    CHECK(tri_huge_collapse(base + TRI_HUGE / 2 + 1, TRI_HUGE / 2 + 1, base + 4 * TRI_HUGE,
+    CHECK(tri_huge_collapse(base, TRI_HUGE / 2 - 1, room_of(base, 4 * TRI_HUGE), &from) == 0);
+    CHECK(tri_huge_collapse(base, TRI_HUGE, room_of(base, TRI_HUGE - 1), &from) == 0);
+    CHECK(tri_huge_collapse(base + TRI_HUGE / 2 + 1, TRI_HUGE / 2 + 1, room_of(base, 4 * TRI_HUGE),
                             &from) == 0);
-    if (tri_huge_collapse(base + TRI_HUGE / 2, TRI_HUGE, base + 4 * TRI_HUGE, &from))
+    CHECK(tri_huge_collapse(base + 5, TRI_HUGE - 5,
+                            (struct tri_room){base + 1, base + 2 * TRI_HUGE - 1}, &from) == 0);
+    if (tri_huge_collapse(base + TRI_HUGE / 2, TRI_HUGE, room_of(base, 4 * TRI_HUGE), &from))
         CHECK(from == base);
-    CHECK(populated(base + 2 * TRI_HUGE + 5000, 70000, base + 4 * TRI_HUGE));
+    CHECK(populated(base + 2 * TRI_HUGE + 5000, 70000, room_of(base, 4 * TRI_HUGE)));
     fill(base, 4 * TRI_HUGE);
     CHECK(is_filled(base, 4 * TRI_HUGE));
     tri_segment_drop(&s);
@@ -162,8 +169,8 @@ static void without_large_pages(void)
     base = s.base;
     CHECK(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
     for (int i = 0; i < 20; i++) {
-        CHECK(tri_huge_collapse(base, 3 * TRI_HUGE, base + 4 * TRI_HUGE, &from) == 0);
-        CHECK(populated(base, 3 * TRI_HUGE, base + 4 * TRI_HUGE));
+        CHECK(tri_huge_collapse(base, 3 * TRI_HUGE, room_of(base, 4 * TRI_HUGE), &from) == 0);
+        CHECK(populated(base, 3 * TRI_HUGE, room_of(base, 4 * TRI_HUGE)));
     }
     CHECK(in_large_pages() == 0);
     fill(base, 4 * TRI_HUGE);

@@ -59,7 +59,8 @@ PyObject *populate_memory(PyObject *module, PyObject *memory)
     (void)module;
     if (PyObject_GetBuffer(memory, &b, PyBUF_WRITABLE) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS tri_huge_populate(b.buf, (size_t)b.len, (uint8_t *)b.buf + b.len);
+    Py_BEGIN_ALLOW_THREADS tri_huge_populate(b.buf, (size_t)b.len,
+                                             (struct tri_room){b.buf, (uint8_t *)b.buf + b.len});
     Py_END_ALLOW_THREADS PyBuffer_Release(&b);
     Py_RETURN_NONE;
 }
@@ -87,7 +88,7 @@ static int fill(int fd, uint8_t *base, size_t size, size_t at, const uint8_t *fr
     void *where;
     int err;
 
-    large = tri_huge_collapse(base + at, n, base + size, &where);
+    large = tri_huge_collapse(base + at, n, (struct tri_room){base, base + size}, &where);
     if (large) {
         begin = (size_t)((uint8_t *)where - base);
         end = begin + large < at + n ? begin + large : at + n;

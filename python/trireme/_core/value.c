@@ -62,7 +62,7 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
     }
     if (total >= TRI_STREAM_FROM) {
         Py_BEGIN_ALLOW_THREADS if (*off) tri_block_populate(p, total);
-        else tri_huge_populate(p, total, p + total);
+        else tri_huge_populate(p, total, (struct tri_room){p, p + total});
         Py_END_ALLOW_THREADS
     }
     memcpy(p, head, 16);
