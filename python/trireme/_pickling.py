@@ -45,6 +45,7 @@ __all__ = [
     "MISSING",
     "PROTOCOL",
     "UnpicklableError",
+    "UnpicklableRuntimeError",
     "_dump_by_value",
     "_judge",
     "_look_for_strange_modules",
@@ -72,6 +73,10 @@ class UnpicklableError(pickle.PicklingError, TypeError):
 
     Both a ``PicklingError`` and a ``TypeError``, because the standard library raises either.
     """
+
+
+class UnpicklableRuntimeError(UnpicklableError, RuntimeError):
+    """One whose object refuses with a RuntimeError, as multiprocessing's locks and queues do."""
 
 
 def _is_array(obj: Any) -> bool:
@@ -236,4 +241,5 @@ def _explain(obj: Any, name: str, exc: Exception, is_result: bool) -> Exception:
     text = str(reason) or type(reason).__name__
     if not isinstance(reason, (pickle.PicklingError, TypeError, AttributeError)):
         text = f"{type(reason).__name__}: {text}"
-    return UnpicklableError(f"{path}: {text}; {_advice(part, is_result)}")
+    kind = UnpicklableRuntimeError if isinstance(exc, RuntimeError) else UnpicklableError
+    return kind(f"{path}: {text}; {_advice(part, is_result)}")

@@ -447,3 +447,27 @@ def test_multiprocess_sends_code_through_pipes(tmp_path: Any) -> None:
         tmp_path,
     )
     assert out == "42 5\nof a task\nhandle is closed\nconnection is write-only\n"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_cannot_travel_is_refused_with_the_originals_class(program: Any, method: str) -> None:
+    out = program(
+        """
+        import concurrent.futures
+        import multiprocessing
+        import sys
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context(sys.argv[1])
+            things = [context.Lock(), context.Queue(), (i for i in ())]
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+                for thing, kind in zip(things, (RuntimeError, RuntimeError, TypeError)):
+                    print(isinstance(executor.submit(len, thing).exception(), kind))
+                    try:
+                        list(executor.map(len, [thing]))
+                    except kind:
+                        print("refused")
+        """,
+        method,
+    )
+    assert out.split().count("True") == out.split().count("refused") == 3
