@@ -224,7 +224,8 @@ def test_a_subclass_that_forgets_to_let_go_costs_its_futures_only(run_script: An
 
 def test_a_fork_does_not_wait_for_ever_for_a_callback_that_waits_for_it(run_script: Any) -> None:
     out, err = run_script("""
-        import os, threading, time, trireme as tri
+        import os, threading, time, trireme as tri, warnings
+        warnings.simplefilter("ignore")  # from 3.12 on of threads at a fork, and there are some
         pool = tri.Pool(1, kind="thread")
         lock, inside = threading.Lock(), threading.Event()
         def callback(_):
