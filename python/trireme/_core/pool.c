@@ -159,8 +159,10 @@ int pool_slot(PoolObject *pool, uint32_t *slot)
         uint32_t key = tri_wait_key(pool->core->p);
         int err = tri_task_new(pool->core->p, slot), n;
 
-        if (!err)
+        if (!err) {
+            pool->core->p->view.slot[*slot].arg_off = 0; /* see value.c: room_to_come */
             return 0;
+        }
         if (err != -EAGAIN) {
             raise_code(pool->st, pool->core->p, err);
             return -1;

@@ -160,16 +160,20 @@ struct arg_room {
     Py_ssize_t items; /* of a chunk; 0: a call's arguments */
 };
 
-/* Is there a task in flight with so large a block?  Those being filled are not in flight: their
- * threads may wait here, too. */
+/* Is there a task with so large a block, in flight or soon to be?  The slot of one that is being
+ * filled names its block already; that of a thread which waits here, too, names none. */
 static bool room_to_come(struct tri_pool *p, uint64_t bytes)
 {
     bool any = false;
 
     pthread_mutex_lock(&p->lock);
-    for (uint32_t i = 0; i < p->nfree && !any; i++)
-        any = p->priv[i].used == 2 && p->priv[i].arg_off &&
-              tri_heap_block_bytes(&p->heap, p->priv[i].arg_off) >= bytes;
+    for (uint32_t i = 0; i < p->nfree && !any; i++) {
+        uint64_t off = p->priv[i].used == 2   ? p->priv[i].arg_off
+                       : p->priv[i].used == 1 ? p->view.slot[i].arg_off
+                                              : 0;
+
+        any = off && tri_heap_block_bytes(&p->heap, off) >= bytes;
+    }
     pthread_mutex_unlock(&p->lock);
     return any;
 }
