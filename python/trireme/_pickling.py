@@ -21,7 +21,6 @@ import _pickle as pickle  # the C half; pickle.py would import re, codecs and mo
 import sys
 import types
 
-from . import _core
 from ._byvalue import PROTOCOL, _dump_by_value, become_worker, expects_code
 from ._importable import (
     MISSING,
@@ -87,15 +86,13 @@ def _is_array(obj: Any) -> bool:
 def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
     """A buffer_callback that takes large buffers out of the stream, into *buffers*.
 
-    A read-only array arrives writable, if its memory there is: as in the pickles of
-    multiprocessing, and because the array may be a view of an argument.
+    A read-only array goes there whatever its size, and arrives writable if its memory there is:
+    see _core/block.c.
     """
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.readonly and _is_array(raw.obj):
-            _core._say_readonly(buffer, False)
-        if raw.nbytes < BUFFER_MIN:
+        if raw.nbytes < BUFFER_MIN and not (raw.readonly and _is_array(raw.obj)):
             return True
         buffers.append(raw)
         return False

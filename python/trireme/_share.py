@@ -131,12 +131,10 @@ def _dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes >= _pickling.BUFFER_MIN:
-            buffers.append(raw)
-            return False
-        if _pickling._is_array(raw.obj):
-            _core._say_readonly(buffer, True)
-        return True
+        if raw.nbytes < _pickling.BUFFER_MIN and not _pickling._is_array(raw.obj):
+            return True
+        buffers.append(raw)
+        return False
 
     stream = io.BytesIO()
     try:

@@ -16,6 +16,12 @@
  * and nobody else reads it unless that task is to be run again after its worker's death; then the
  * task gets copies (args_unpickle).
  *
+ * An array that was read-only where it came from is written down as such, and the unpickler would
+ * make its buffer a read-only view.  But it is to be writable where its memory is: as in the
+ * pickles of multiprocessing, and because a result that is a view of an argument has nothing to do
+ * with that argument any more.  Its slice is shy: it shows itself read-only, so the unpickler leaves
+ * it alone, and is writable for those who ask for that, as NumPy does.
+ *
  * A result too large for the arena has a mapping of its own instead (src/pool/spill.c), as a shared
  * object has (mapping.c).
  */
@@ -70,7 +76,7 @@ PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off
     return (PyObject *)b;
 }
 
-PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len)
+PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len, bool shy)
 {
     BlockObject *b = block_new(st), *w = (BlockObject *)whole;
 
@@ -80,6 +86,23 @@ PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t l
     b->ptr = w->ptr + at;
     b->len = (Py_ssize_t)len;
     b->readonly = w->readonly;
+    b->shy = shy;
+    return (PyObject *)b;
+}
+
+PyObject *block_of_copy(struct state *st, const uint8_t *p, uint64_t len)
+{
+    PyObject *copy = PyByteArray_FromStringAndSize((const char *)p, (Py_ssize_t)len);
+    BlockObject *b = copy ? block_new(st) : NULL;
+
+    if (!b) {
+        Py_XDECREF(copy);
+        return NULL;
+    }
+    b->parent = copy;
+    b->ptr = (uint8_t *)PyByteArray_AS_STRING(copy);
+    b->len = (Py_ssize_t)len;
+    b->shy = true;
     return (PyObject *)b;
 }
 
@@ -88,31 +111,6 @@ PyObject *own_arguments(PyObject *module, PyObject *none)
 {
     (void)none;
     state_of(module)->own_arguments = true;
-    Py_RETURN_NONE;
-}
-
-/*
- * _say_readonly(buffer, yes): what the pickler is to write about a PickleBuffer that it has just
- * handed to its buffer_callback.
- *
- * A read-only array arrives read-only, wherever its bytes go.  That is no good for a result that is
- * a view of an argument: the owner's memory is another one.  The pickler looks at the buffer after
- * the callback, so this is the moment to say what the other side is to have; the array itself is
- * not touched.
- */
-PyObject *say_readonly(PyObject *module, PyObject *args)
-{
-    const Py_buffer *view;
-    PyObject *buffer;
-    int yes;
-
-    (void)module;
-    if (!PyArg_ParseTuple(args, "Op", &buffer, &yes))
-        return NULL;
-    view = PyPickleBuffer_GetBuffer(buffer);
-    if (!view)
-        return NULL;
-    ((Py_buffer *)(uintptr_t)view)->readonly = yes;
     Py_RETURN_NONE;
 }
 
@@ -137,7 +135,9 @@ static void block_dealloc(BlockObject *b)
 
 static int block_getbuffer(BlockObject *b, Py_buffer *view, int flags)
 {
-    return PyBuffer_FillInfo(view, (PyObject *)b, b->ptr, b->len, b->readonly, flags);
+    bool readonly = b->readonly || (b->shy && !(flags & PyBUF_WRITABLE));
+
+    return PyBuffer_FillInfo(view, (PyObject *)b, b->ptr, b->len, readonly, flags);
 }
 
 static Py_ssize_t block_length(BlockObject *b)

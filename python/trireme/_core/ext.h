@@ -186,16 +186,18 @@ typedef struct BlockObject {
     uint8_t *ptr;
     Py_ssize_t len;
     bool readonly, kept, mapped; /* mapped: not in the arena; unmapped at the end */
+    bool shy;                    /* read-only unless one asks to write */
 } BlockObject;
 
 PyObject *block_of_result(struct state *st, struct core *core, uint64_t off, uint64_t len);
 PyObject *block_of_mapping(struct state *st, void *at, uint64_t len, bool readonly);
 PyObject *block_of_args(struct state *st, const struct tri_view *v, uint64_t off, uint64_t len,
                         bool readonly);
-PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len);
+PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t len, bool shy);
+/* Memory of its own, shy. */
+PyObject *block_of_copy(struct state *st, const uint8_t *p, uint64_t len);
 /* Functions of the module: see there. */
 PyObject *own_arguments(PyObject *module, PyObject *none);
-PyObject *say_readonly(PyObject *module, PyObject *args);
 PyObject *map_file(PyObject *module, PyObject *args);
 PyObject *fill_file(PyObject *module, PyObject *args);
 PyObject *populate_memory(PyObject *module, PyObject *memory);

@@ -8,6 +8,8 @@
  *     u64 pickle length | u64 number of buffers | u64 length of each | pickle | buffers, each at a
  *     multiple of 64
  *
+ * The length of a buffer that was read-only says so in its highest bit; see block.c.
+ *
  * The reader checks every length against what is there: shared memory is data, not trust.
  */
 #include <sys/mman.h>
@@ -16,6 +18,7 @@
 #include "ext.h"
 #include "shm/huge.h"
 
+#define FROM_READONLY (1ull << 63)
 #define COPY_BELOW (64u << 10) /* results smaller than this do not pin a block */
 
 static uint64_t up64(uint64_t n)
@@ -71,9 +74,9 @@ int pickled_write(PyObject *pair, room_fn room, void *ctx, uint64_t *off, uint64
     at += head[0];
     for (Py_ssize_t i = 0; i < nbuf; i++) {
         const Py_buffer *b = PyMemoryView_GET_BUFFER(PyList_GET_ITEM(bufs, i));
-        uint64_t n = (uint64_t)b->len;
+        uint64_t n = (uint64_t)b->len, word = b->readonly ? n | FROM_READONLY : n;
 
-        memcpy(p + 16 + 8 * i, &n, 8);
+        memcpy(p + 16 + 8 * i, &word, 8);
         at = up64(at);
         if (n >= TRI_STREAM_FROM) {
             Py_BEGIN_ALLOW_THREADS tri_copy(p + at, b->buf, n);
@@ -92,6 +95,7 @@ static int pickled_parts(struct state *st, const uint8_t *p, uint64_t len, PyObj
                          PyObject **data, PyObject **bufs)
 {
     uint64_t head[2], at, n;
+    bool shy;
 
     *data = *bufs = NULL;
     if (len < 16)
@@ -113,11 +117,14 @@ static int pickled_parts(struct state *st, const uint8_t *p, uint64_t len, PyObj
         PyObject *b;
 
         memcpy(&n, p + 16 + 8 * i, 8);
+        shy = n & FROM_READONLY;
+        n &= ~FROM_READONLY;
         at = up64(at);
         if (at > len || n > len - at)
             goto bad;
-        b = root ? block_slice(st, root, at, n)
-                 : PyByteArray_FromStringAndSize((const char *)p + at, (Py_ssize_t)n);
+        b = root  ? block_slice(st, root, at, n, shy)
+            : shy ? block_of_copy(st, p + at, n)
+                  : PyByteArray_FromStringAndSize((const char *)p + at, (Py_ssize_t)n);
         if (!b)
             goto fail;
         PyTuple_SET_ITEM(*bufs, (Py_ssize_t)i, b);
