@@ -19,8 +19,8 @@
  * An array that was read-only where it came from is written down as such, and the unpickler would
  * make its buffer a read-only view.  But it is to be writable where its memory is: as in the
  * pickles of multiprocessing, and because a result that is a view of an argument has nothing to do
- * with that argument any more.  Its slice is shy: it shows itself read-only, so the unpickler leaves
- * it alone, and is writable for those who ask for that, as NumPy does.
+ * with that argument any more.  Its slice is shy: it shows itself read-only, so the unpickler
+ * leaves it alone, and is writable for those who ask for that, as NumPy does.
  *
  * A result too large for the arena has a mapping of its own instead (src/pool/spill.c), as a shared
  * object has (mapping.c).
