@@ -96,7 +96,7 @@ static uint32_t class_within(uint64_t bytes)
 {
     uint32_t c = class_of(bytes);
 
-    return class_bytes(c) > bytes ? c - 1 : c;
+    return c > 0 && class_bytes(c) > bytes ? c - 1 : c;
 }
 
 static void make_free(struct tri_heap *h, uint64_t off, uint32_t c)
