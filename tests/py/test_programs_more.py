@@ -471,3 +471,28 @@ def test_what_cannot_travel_is_refused_with_the_originals_class(program: Any, me
         method,
     )
     assert out.split().count("True") == out.split().count("refused") == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_sign_where_memfd_is_refused(program: Any, method: str) -> None:
+    out = program(
+        """
+        import concurrent.futures
+        import multiprocessing
+        import os
+        import sys
+
+        def refuse(*_):
+            raise PermissionError("memfd_create")
+
+        if __name__ == "__main__":
+            os.memfd_create = refuse
+            context = multiprocessing.get_context(sys.argv[1])
+            with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as executor:
+                print(list(executor.map(abs, [-1, -2])))
+            with context.Pool(2) as pool:
+                print(pool.map(abs, [-3]))
+        """,
+        method,
+    )
+    assert out.split() == ["[1,", "2]", "[3]"]

@@ -346,7 +346,7 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         breaks = self._on_crash == "break" and not self._options.get("retries")
         context: Any = self._mp_context
         models = [context.Process() for _ in range(open_pool.args[0])]
-        register = os.memfd_create("trireme-register", os.MFD_CLOEXEC)
+        register = _lend.new_register()
         try:
             info = _lend.describe(models, start, register)
             pool = self._open_pool(open_pool, info, breaks)

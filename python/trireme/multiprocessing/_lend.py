@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def new_register() -> int:
+    """A descriptor of an empty file without a name, in which workers sign for their numbers."""
+    try:
+        return os.memfd_create("trireme-register", os.MFD_CLOEXEC)
+    except OSError:  # refused by a sandbox
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+
 def describe(models: list[Any], method: str, register: int) -> dict[str, Any]:
     """What a worker needs in order to pass for one of *models*, processes that are never started.
 
@@ -71,7 +82,7 @@ class Lender:
 
     def __init__(self) -> None:
         self._owner = os.getpid()
-        self.register = os.memfd_create("trireme-register", os.MFD_CLOEXEC)
+        self.register = new_register()
         self._fds = [self.register]
 
     def duplicate_for_child(self, fd: int) -> int:
