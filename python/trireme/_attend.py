@@ -134,14 +134,6 @@ def _after_fork_parent() -> None:
                 _serve(pool)
 
 
-def _after_fork_child() -> None:
-    global _serving
-    _open_pools.clear()
-    _serving = threading.RLock()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_parent,
-    after_in_child=_after_fork_child,
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_parent)
+os.register_at_fork(after_in_child=_open_pools.data.clear)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_serving._at_fork_reinit)  # type: ignore[attr-defined]

@@ -56,6 +56,7 @@ class PoolBase:
         spin_ns: int,
         max_tasks: int,
         max_restarts: int,
+        fragile: bool,
         serve: Callable[[Any], object],
         initializer: Callable[[], object] | None = ...,
     ) -> None: ...

@@ -38,6 +38,8 @@ import os
 import sys
 from _thread import RLock, _local
 
+from . import _imports
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -422,27 +424,14 @@ def _waits(module: Any) -> bool:
     return type(module) is _door_class and _module_name(module) not in _done
 
 
-class _Loader:
+class _Loader(_imports.Loader):
     """Loads a module as *loader* does, and has a look at it afterwards."""
 
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the loader does."""
-        return self._loader.create_module(spec)  # type: ignore[no-any-return]
-
     def exec_module(self, module: ModuleType) -> None:
-        """As the loader does; the module keeps no trace of us."""
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
+        """As the loader does."""
         _here.depth += 1
         try:
-            self._loader.exec_module(module)
+            super().exec_module(module)
         finally:
             _here.depth -= 1
         _shield(module)
@@ -478,16 +467,7 @@ class _Finder:
             return None
         if root == "multiprocess" and _aliased():
             return _find_alias(name)
-        for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)
-            if finder is _finder or find is None:
-                continue
-            spec: ModuleSpec | None = find(name, path, target)
-            if spec is not None:
-                if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
-                return spec
-        return None
+        return _imports.find_behind(_finder, _Loader, name, path, target)
 
 
 _finder = _Finder()

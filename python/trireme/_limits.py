@@ -133,14 +133,20 @@ def warden_env() -> dict[str, str]:
 
 
 # What apply() has to do in a fork of this process: for so many threads, these setters, these
-# variables.
-_plan: tuple[int, list[Any], dict[str, str]] | None = None
+# variables, which are bytes as the system has them.
+_plan: tuple[int, list[Any], dict[bytes, bytes]] | None = None
 
 
 def prepare(threads: int) -> None:
     """Before a fork: find out what apply() will do, once instead of in each worker."""
     global _plan
-    _plan = threads, _setters(os.environ), thread_env(threads)
+    added = {os.fsencode(name): os.fsencode(v) for name, v in thread_env(threads).items()}
+    _plan = threads, _setters(os.environ), added
+
+
+def _known_variables() -> Any:
+    """What os.environ is made of, and os.environb: each variable told to the former costs 20 us."""
+    return getattr(os.environ, "_data", os.environb)
 
 
 def apply(threads: int, wardens: bool = False) -> None:
@@ -156,7 +162,8 @@ def apply(threads: int, wardens: bool = False) -> None:
         for setter in _plan[1]:
             _core._set(setter, max(1, threads))
         for name, value in _plan[2].items():
-            os.environ[name] = value
+            os.putenv(name, value)
+        _known_variables().update(_plan[2])
         return
     told = os.environ.pop("TRIREME_SET", None)
     ours = (told or "").split(",")

@@ -100,7 +100,7 @@ def lost(
     if status == _CLOSED:
         return cls("the pool was terminated before this task ended", task=text)
     if status == _BROKEN:
-        last = f" (the last was {_death(pid, signal, exitcode, oom)})" if pid else ""
+        last = f" ({_death(pid, signal, exitcode, oom)})" if pid else ""
         return cls(
             f"the pool is broken: {why}{last}; open a new one",
             pid=pid or None,

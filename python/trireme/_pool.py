@@ -41,6 +41,16 @@ def cpu_count(physical: bool = False) -> int:
     return _core.cpu_count(physical)
 
 
+def begin_warden(start: str) -> None:
+    """Start the process that starts workers; it comes up while the pool for it is prepared."""
+    if start != "fork":
+        try:
+            with _opening:
+                _warden.shared(start == "spawn")
+        except Exception:
+            pass  # opening the pool tries again, and says why
+
+
 def _default_workers() -> int:
     """As many as CPUs; one inside a worker, so that nested pools do not multiply."""
     worker = sys.modules.get("trireme._worker")
@@ -74,6 +84,8 @@ class Pool(_core.PoolBase):
 
     # A facade's word on a result that cannot be unpickled: the exception that takes its place.
     _unreadable: Callable[[BaseException], BaseException] | None = None
+    # A facade's word: the death of a worker breaks the pool.  Its warden ends the others at once.
+    _fragile = False
 
     def __new__(cls, workers: int | None = None, *, kind: str = "process", **options: Any) -> Any:
         if kind == "serial":
@@ -133,6 +145,7 @@ class Pool(_core.PoolBase):
             "spawn": start == "spawn",
             "setup": setup,
             "output": kind == "process",
+            "fragile": self._fragile,
             "serve": _serve,
             "initializer": prepare,
             **numbers,
@@ -576,13 +589,8 @@ class Pool(_core.PoolBase):
         return f"<trireme.Pool {self._workers} {self._kind} workers, {state}>"
 
 
-def _after_fork_child() -> None:
-    global _default, _opening
-    _default = None
-    _opening = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork_child)
+# Each function of Python that a fork runs costs it 40 us, for the pages that it touches.
+os.register_at_fork(after_in_child=_opening._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -595,9 +603,9 @@ _default: Pool | None = None
 def default_pool() -> Pool:
     """The pool behind :func:`map`, :func:`starmap` and :func:`submit`; opened when first used."""
     global _default
-    if _default is None or _default._broken or _default._refused:
+    if _default is None or _default._is_fork or _default._broken or _default._refused:
         if _default is not None:
-            _default.terminate()
+            _default.terminate()  # which does nothing in a fork
         _default = Pool()
     return _default
 

@@ -103,7 +103,8 @@ def _at_once() -> list[str]:
     if "trireme.multiprocessing.pool" in sys.modules:
         names += ["trireme.multiprocessing._worker", "multiprocessing.resource_tracker"]
     if "trireme.futures.process" in sys.modules:
-        names += ["trireme.futures._start", "multiprocessing.process"]
+        names += ["trireme.futures._start", "trireme.multiprocessing._ways"]
+        names += ["trireme.multiprocessing._worker", "multiprocessing.resource_tracker"]
     return names
 
 

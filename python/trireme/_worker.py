@@ -14,7 +14,6 @@ the file descriptor that was there before.
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
@@ -409,9 +408,6 @@ def begin(info: dict[str, Any]) -> None:
 
     Raises what the initializer raises.
     """
-    # What is there now is the parent's too, page by page.  A collection that walks over it would
-    # write to each of its pages, and so make each worker keep a copy.
-    gc.freeze()
     global pid
     pid = os.getpid()
     send = info.get("output") if info.get("forward", True) else None

@@ -253,6 +253,7 @@ int tri_control_open(struct tri_pool *p, const struct tri_pool_inside *in)
     p->ctl_fd = ctl[0];
     p->output_fd = out[0];
     m.spawn = in->spawn;
+    m.fragile = in->fragile;
     m.max_restarts = in->max_restarts            ? in->max_restarts
                      : 3 * p->view.nworkers > 10 ? 3 * p->view.nworkers
                                                  : 10;
@@ -311,6 +312,8 @@ const char *tri_broken_why(const struct tri_pool *p)
 {
     if (p->broken_err == TRI_EBROKEN)
         return "its warden died";
+    if (p->broken_err == TRI_EWORKERLOST)
+        return "a worker died";
     if (p->broken_err == -ECHILD)
         return "its workers died again and again while they started";
     if (p->broken_err == TRI_ETIMEDOUT)

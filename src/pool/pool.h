@@ -144,6 +144,7 @@ struct tri_msg {
     uint32_t max_restarts; /* OPEN: in 10 s */
     uint32_t shared;       /* OPEN: anonymous segment (no descriptor) */
     uint32_t spawn;        /* OPEN: exec workers */
+    uint32_t fragile;      /* OPEN: BROKEN when a worker dies unasked, instead of REPLACED */
 };
 
 /* Read one message of a socket.  1: got one; 0: none now; -1: the peer is gone.  fds receives up
@@ -311,6 +312,7 @@ struct tri_pool_inside {
     const void *setup; /* copied into the arena; what hooks.begin reads */
     size_t setup_len;
     uint32_t max_restarts; /* 0: max(10, 3 x workers) */
+    bool fragile;          /* the death of a worker breaks the pool, retries or not */
 };
 
 int tri_pool_open_inside(tri_pool **out, const struct tri_pool_config *cfg,

@@ -60,7 +60,7 @@ struct ward {
     struct tri_view view;
     uint32_t n, alive;
     struct child *child;
-    bool open, closing, ending, broken, told_ended, gone, spawn;
+    bool open, closing, ending, broken, told_ended, gone, spawn, fragile;
     uint32_t max_restarts, nrestarts;
     int64_t *restarts;      /* times of the last max_restarts replacements, a ring */
     struct tri_msg *unsent; /* news that the owner has no room for now: a warden never blocks */
@@ -244,6 +244,7 @@ static void open_ward(struct warden *wa, struct ward *wd, const struct tri_msg *
         err = TRI_ECORRUPT;
     wd->n = m->nworkers;
     wd->spawn = m->spawn != 0;
+    wd->fragile = m->fragile != 0;
     wd->max_restarts = m->max_restarts < 1        ? 1
                        : m->max_restarts > 100000 ? 100000
                                                   : m->max_restarts;
@@ -296,6 +297,9 @@ static void replace(struct warden *wa, struct ward *wd, uint32_t id, bool counts
     if (stuck) { /* the next one would hang in that handler, too */
         m.type = TRI_M_BROKEN;
         m.err = TRI_ETIMEDOUT;
+    } else if (wd->fragile && died && !died->err && !wd->child[id].asked) {
+        m.type = TRI_M_BROKEN;
+        m.err = TRI_EWORKERLOST;
     } else if (counts && too_many(wd)) {
         m.type = TRI_M_BROKEN;
         m.err = -ECHILD;

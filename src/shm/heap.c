@@ -13,6 +13,8 @@
 #include "shm/huge.h"
 #include "trireme.h"
 
+#define IDLE_MIN (64ull << 20)
+
 static uint32_t class_of(uint64_t bytes)
 {
     uint64_t units = (bytes + TRI_GRANULE - 1) / TRI_GRANULE;
@@ -37,15 +39,12 @@ static uint64_t class_bytes(uint32_t c)
 int tri_heap_init(struct tri_heap *h, const struct tri_view *v, const struct tri_segment *seg,
                   uint32_t id)
 {
-    uint64_t headroom = tri_memory_headroom();
-
     memset(h, 0, sizeof *h);
     h->view = v;
     h->seg = seg;
     h->id = id;
     h->base = tri_heap_base(v, id);
     h->bytes = v->heap_bytes;
-    h->idle_max = headroom / 8 < (64u << 20) ? 64u << 20 : headroom / 8;
     h->kind = tri_pages_new(h->bytes / TRI_GRANULE);
     if (!h->kind)
         return -ENOMEM;
@@ -202,6 +201,21 @@ static bool live_at(const struct tri_heap *h, uint64_t off, uint64_t *rel)
     return *rel % TRI_GRANULE == 0 && h->kind[*rel / TRI_GRANULE] >= 128;
 }
 
+/* More idle memory than that goes back to the system.  The limits are read when it matters first:
+ * to read them costs every start of a worker 70 us. */
+static bool idles_too_much(struct tri_heap *h)
+{
+    uint64_t headroom;
+
+    if (h->idle <= IDLE_MIN)
+        return false;
+    if (!h->idle_max) {
+        headroom = tri_memory_headroom();
+        h->idle_max = headroom / 8 < IDLE_MIN ? IDLE_MIN : headroom / 8;
+    }
+    return h->idle > h->idle_max;
+}
+
 int tri_heap_free(struct tri_heap *h, uint64_t off)
 {
     uint64_t rel, size;
@@ -213,7 +227,7 @@ int tri_heap_free(struct tri_heap *h, uint64_t off)
     size = class_bytes(c);
     h->live -= size;
     make_free(h, rel, c);
-    if (h->idle > h->idle_max && size >= 65536)
+    if (size >= 65536 && idles_too_much(h))
         tri_segment_punch(h->seg, h->base + rel, size);
     return 0;
 }

@@ -49,7 +49,7 @@ struct tri_heap {
     uint64_t base, bytes, top; /* top: first offset in the heap never handed out */
     uint64_t granted;          /* top may grow to here before memory limits are read again */
     uint64_t live, peak, idle; /* bytes allocated now, most ever, in free lists */
-    uint64_t idle_max;         /* beyond this a freed block's pages go back to the system */
+    uint64_t idle_max;         /* idle bytes beyond which pages are given back; 0: not known yet */
     uint8_t *kind;             /* per granule: 0 no block starts here, c + 1 free, 128 + c live */
     struct tri_stack free[TRI_CLASSES];
     /* asked about each block that others freed, whoever collects it: false, it is not to be freed

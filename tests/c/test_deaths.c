@@ -453,6 +453,32 @@ static void starts_that_fail_for_ever_break_the_pool(void)
     starts = NULL;
 }
 
+/* Its warden ends the other workers, whoever is looking. */
+static void a_death_breaks_a_fragile_pool(void)
+{
+    tri_pool *p = pool_inside(2, (struct tri_pool_inside){.fragile = true});
+    tri_future *deaf[2], *queued;
+    int32_t pid[2];
+    int64_t out, x = 3;
+    int err[2];
+
+    CHECK(ended(submit(p, square, &x, 8, 8), &out) == 0 && out == 9);
+    pids_of(p, 2, pid);
+    for (int i = 0; i < 2; i++)
+        deaf[i] = submit(p, deaf_for_ever, &x, 8, 0);
+    queued = submit(p, square, &x, 8, 8);
+    kill(pid[0], SIGKILL);
+    WAIT_UNTIL(!process_lives(pid[0]) && !process_lives(pid[1]), SECOND);
+    for (int i = 0; i < 2; i++)
+        err[i] = ended(deaf[i], NULL);
+    CHECK(err[0] == TRI_EWORKERLOST || err[0] == TRI_EBROKEN);
+    CHECK(err[1] == TRI_EWORKERLOST || err[1] == TRI_EBROKEN);
+    CHECK(ended(queued, &out) == TRI_EBROKEN);
+    CHECK(tri_submit(p, square, &x, 8, 8, NULL, &queued) == TRI_EBROKEN);
+    CHECK(stats_of(p).workers_alive == 0 && stats_of(p).restarts == 0);
+    tri_pool_close(p);
+}
+
 static void as_nobody(void)
 {
     struct rlimit r, none;
@@ -574,6 +600,7 @@ int main(void)
     RUN(a_thousand_restarts_leave_no_zombie_and_no_memory);
     RUN(deaths_by_tasks_do_not_break_the_pool);
     RUN(starts_that_fail_for_ever_break_the_pool);
+    RUN(a_death_breaks_a_fragile_pool);
     RUN(a_pool_refused_a_process_shrinks_and_grows_again);
     RUN(children_of_a_dead_worker_are_killed);
     RUN(a_nested_pool_dies_with_its_worker_and_not_before);

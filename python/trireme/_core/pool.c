@@ -194,25 +194,27 @@ int pool_push(PoolObject *pool, uint32_t slot, const struct options *opt, void *
 
 static PyObject *pool_open(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"threads",      "workers",     "shared_warden", "spawn",   "setup",
-                            "output",       "arena_bytes", "slots",         "spin_ns", "max_tasks",
-                            "max_restarts", "serve",       "initializer",   NULL};
+    static char *names[] = {
+        "threads",      "workers",     "shared_warden", "spawn",       "setup",
+        "output",       "arena_bytes", "slots",         "spin_ns",     "max_tasks",
+        "max_restarts", "fragile",     "serve",         "initializer", NULL};
     PoolObject *self = (PoolObject *)obj;
     struct tri_pool_inside in = {.shared_warden = -1};
     tri_pool_config cfg;
     struct core *core;
     const char *setup;
     Py_ssize_t setup_len;
-    int threads, spawn, output, err;
+    int threads, spawn, output, fragile, err;
     unsigned long long arena;
     long long spin;
     unsigned slots, max_tasks, max_restarts;
     PyObject *serve, *init = Py_None;
 
     tri_pool_config_init(&cfg);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "piipy#pKILIIO|O", names, &threads, &cfg.workers,
-                                     &in.shared_warden, &spawn, &setup, &setup_len, &output, &arena,
-                                     &slots, &spin, &max_tasks, &max_restarts, &serve, &init))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "piipy#pKILIIpO|O", names, &threads,
+                                     &cfg.workers, &in.shared_warden, &spawn, &setup, &setup_len,
+                                     &output, &arena, &slots, &spin, &max_tasks, &max_restarts,
+                                     &fragile, &serve, &init))
         return NULL;
     if (self->core) {
         PyErr_SetString(PyExc_RuntimeError, "the pool is open already");
@@ -241,6 +243,7 @@ static PyObject *pool_open(PyObject *obj, PyObject *args, PyObject *kwargs)
     in.setup = setup;
     in.setup_len = (size_t)setup_len;
     in.max_restarts = max_restarts;
+    in.fragile = fragile;
     err = tri_pool_open_inside(&core->p, &cfg, &in);
     if (err) {
         Py_XDECREF(core->thread.init);

@@ -413,13 +413,25 @@ static PyObject *send_output(PyObject *self, PyObject *args)
 static PyMethodDef send_output_def = {"send", send_output, METH_VARARGS,
                                       "send(stream, data): hand output to the owner."};
 
+/* PyImport_ImportModule() of what is there already: that would run code of Python's, and each page
+ * it writes to costs a fork 3 us. */
+static PyObject *imported(const char *name)
+{
+    PyObject *text = PyUnicode_FromString(name), *module = text ? PyImport_GetModule(text) : NULL;
+
+    if (!module && !PyErr_Occurred())
+        module = PyImport_Import(text);
+    Py_XDECREF(text);
+    return module;
+}
+
 static int begin_python(struct tri_worker *w, struct local *l)
 {
     const struct tri_ctl *c = w->view.ctl;
     PyObject *data = NULL, *info = NULL, *cap = NULL, *send = NULL, *r = NULL;
     int err = -1;
 
-    l->worker = PyImport_ImportModule("trireme._worker");
+    l->worker = imported("trireme._worker");
     if (!l->worker || state_late_imports(l->st) < 0)
         goto out;
     l->flush = PyObject_GetAttrString(l->worker, "flush");
@@ -482,7 +494,7 @@ static int process_begin(struct tri_worker *w)
     if (!l)
         return -1;
     w->local = l;
-    module = PyImport_ImportModule("trireme._core");
+    module = imported("trireme._core");
     if (!module)
         return -1;
     l->module = module;
@@ -525,7 +537,7 @@ static void after_fork_child(void *ctx)
 
     (void)ctx;
     PyOS_AfterFork_Child();
-    gc = PyImport_ImportModule("gc");
+    gc = imported("gc");
     r = gc ? PyObject_CallMethod(gc, "freeze", NULL) : NULL;
     Py_XDECREF(r);
     Py_XDECREF(gc);

@@ -94,11 +94,7 @@ def _at_exit() -> None:
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 
 
-def _after_fork_child() -> None:
-    _pools.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_child)
+os.register_at_fork(after_in_child=_pools.data.clear)  # type: ignore[attr-defined]
 
 
 def _failed(exc: BaseException) -> _base.Future[Any]:

@@ -2,15 +2,19 @@
 """ProcessPoolExecutor on a pool of worker processes of the runtime's.
 
 The original's contract is that the death of one worker breaks the whole executor; with
-``on_crash="isolate"`` it costs the task that the worker ran.  For the contract's sake a thread
-sleeps on the workers' pidfds, because a death must end futures that nobody happens to wait for.
-Submitting looks whether the workers are still the same ones, so that whoever was told of a death
-by a future cannot submit once more, however late that thread gets its turn.
+``on_crash="isolate"`` it costs the task that the worker ran.  For the contract's sake the pool is
+fragile: its warden ends the other workers at once, and whoever looks at a future then finds that it
+has ended.  Where a worker's death may be no fault of the program's, as with ``timeout=`` and
+``retries=``, the warden cannot know: there a thread sleeps on the workers' pidfds.  Submitting
+looks whether the workers are still the same ones, so that whoever was told of a death by a future
+cannot submit once more.
+
+The executor derives from the original one, but that imports what we have no use for, 7 ms of it:
+the original is made a base when somebody imports it.  Nobody can ask for it before.
 """
 
 from __future__ import annotations
 
-import concurrent.futures.process as _module
 import copyreg
 import multiprocessing
 import operator
@@ -20,15 +24,13 @@ import signal
 import threading
 import time
 import weakref
-from concurrent.futures.process import EXTRA_QUEUED_CALLS, BrokenProcessPool
-from concurrent.futures.process import ProcessPoolExecutor as _Original
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from multiprocessing import context as _mp_context
 from typing import Literal, cast
 
-from .. import _pickling, _pool
+from .. import _imports, _pickling, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
 from .._options import _integer
 from ..multiprocessing import _lend, _ways
@@ -38,7 +40,15 @@ from ._start import OwnersHandle, begin, begin_inherited, inherited
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures.process import EXTRA_QUEUED_CALLS, BrokenProcessPool
+    from concurrent.futures.process import ProcessPoolExecutor as _Original
+    from types import ModuleType
     from typing import Any
+
+    class _Executor(PoolExecutor, _Original):
+        """What the executor derives from in the end."""
+else:
+    _Executor = PoolExecutor
 
 __all__ = ["EXTRA_QUEUED_CALLS", "BrokenProcessPool", "ProcessPoolExecutor", "_RemoteTraceback"]
 
@@ -92,12 +102,7 @@ def _handing_over() -> Iterator[None]:
                 copyreg.dispatch_table.pop(kind, None)
 
 
-def _after_fork_child() -> None:
-    global _handing
-    _handing = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_child)
+os.register_at_fork(after_in_child=_handing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -109,6 +114,12 @@ def _has_lost(pool: _pool.Pool) -> bool:
     """Whether *pool* has lost a worker, other than by a time limit or with its task run again."""
     stats = pool.stats()
     return pool._broken or stats["deaths"] > stats["timed_out"] + stats["retried"]
+
+
+class _FragilePool(_pool.Pool):
+    """A pool that the death of a worker breaks."""
+
+    _fragile = True
 
 
 class _Watcher:
@@ -199,7 +210,7 @@ def _unreadable(
     executor, pool = executor_ref(), pool_ref()
     if executor is not None and pool is not None:
         executor._break(pool)
-    broken = BrokenProcessPool(_NOT_USABLE)
+    broken = _not_usable()
     broken.__cause__ = exc
     return broken
 
@@ -250,8 +261,14 @@ class _Worker:
         self._signal(signal.SIGKILL)
 
 
+def _not_usable() -> BaseException:
+    from concurrent.futures.process import BrokenProcessPool
+
+    return BrokenProcessPool(_NOT_USABLE)
+
+
 def _refuse_broken(*_: Any, **__: Any) -> Any:
-    raise BrokenProcessPool(_NOT_USABLE)
+    raise _not_usable()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -263,7 +280,7 @@ def _start_of(mp_context: Any) -> str:
     return str(mp_context.get_start_method(allow_none=False))
 
 
-class ProcessPoolExecutor(PoolExecutor, _Original):
+class ProcessPoolExecutor(_Executor):
     """concurrent.futures.ProcessPoolExecutor, on worker processes of the runtime's.
 
     The arguments are the original's, and three more:
@@ -332,10 +349,12 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         self._set_up()
 
     def _make_pool(self) -> _pool.Pool:
-        _ways.follow()
         start = _start_of(self._mp_context)
+        _pool.begin_warden(start)
+        _ways.follow()
+        breaks_by_itself = self._on_crash == "break" and not self._options
         open_pool = partial(
-            _pool.Pool,
+            _FragilePool if breaks_by_itself else _pool.Pool,
             min(int(self._max_workers), _MAX_WORKERS),
             start=start,
             slots=_SLOTS,
@@ -357,7 +376,8 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         if self._on_crash == "break":
             self._pids = pool._pids
             pool._unreadable = partial(_unreadable, weakref.ref(self), weakref.ref(pool))
-            self._watcher = _Watcher(pool, self)
+            if not breaks_by_itself:
+                self._watcher = _Watcher(pool, self)
         return pool
 
     def _open_pool(
@@ -420,7 +440,7 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         _until(lambda: pool.stats() and pool._broken, 0.2)  # stats() looks for messages
 
     def _broken_error(self) -> BaseException:
-        return BrokenProcessPool(_NOT_USABLE)
+        return _not_usable()
 
     @property
     def _broken(self) -> str | bool:  # type: ignore[override]
@@ -482,6 +502,15 @@ class ProcessPoolExecutor(PoolExecutor, _Original):
         self._ended()
 
 
+def _derive(original: ModuleType) -> None:
+    ProcessPoolExecutor.__bases__ = (PoolExecutor, original.ProcessPoolExecutor)
+
+
+_imports.when_imported("concurrent.futures.process", _derive)
+
+
 def __getattr__(name: str) -> Any:
     """What else the original's module has, for those who look behind the executor."""
-    return getattr(_module, name)
+    from concurrent.futures import process
+
+    return getattr(process, name)

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 def new_register() -> int:
     """A descriptor of an empty file without a name, in which workers sign for their numbers."""
     try:
-        return os.memfd_create("trireme-register", os.MFD_CLOEXEC)
+        fd = os.memfd_create("trireme-register", os.MFD_CLOEXEC)
     except OSError:  # refused by a sandbox
         import tempfile
 
         with tempfile.TemporaryFile() as file:
-            return os.dup(file.fileno())
+            fd = os.dup(file.fileno())
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    return fd
 
 
 def describe(models: list[Any], method: str, register: int) -> dict[str, Any]:
@@ -69,12 +71,7 @@ def describe(models: list[Any], method: str, register: int) -> dict[str, Any]:
 _packing = threading.RLock()  # one thread at a time changes the table of reducers
 
 
-def _after_fork() -> None:
-    global _packing
-    _packing = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_packing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class Lender:

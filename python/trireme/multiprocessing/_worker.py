@@ -11,10 +11,10 @@ Values and Arrays) are descriptors which the owner keeps open and a worker opens
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import struct
+from multiprocessing import context, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 # could not be pickled.
 inherited: dict[int, Info] = {}
 
-_HEAD = struct.Struct("=q")  # at the start of a register: how many workers have signed it
-_ENTRY = struct.Struct("=i")  # then the pid of each
+_ENTRY = struct.Struct("=i")  # in a register: the pid of each worker that has signed it
 
 
 # ---------------------------------------------------------------------------------------------
@@ -76,27 +75,22 @@ def open_owners(owner: int, fd: int, flags: int) -> int:
     return os.open(f"/proc/{owner}/fd/{fd}", flags | os.O_CLOEXEC)
 
 
-def sign(owner: int, register: int) -> int:
+def sign(register: int) -> int:
     """Enter this process and return its number, from 0.
 
-    The lock is the kernel's and goes with a process that dies.
+    What is appended to a file goes to its end whoever else appends.  A pid may have been another
+    worker's before: the last one is ours.
     """
-    fd = open_owners(owner, register, os.O_RDWR)
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX)
-        head = os.pread(fd, _HEAD.size, 0)
-        number: int = _HEAD.unpack(head)[0] if len(head) == _HEAD.size else 0
-        os.pwrite(fd, _ENTRY.pack(os.getpid()), _HEAD.size + number * _ENTRY.size)
-        os.pwrite(fd, _HEAD.pack(number + 1), 0)
-        return number
-    finally:
-        os.close(fd)
+    me = os.getpid()
+    os.write(register, _ENTRY.pack(me))
+    pids = signed(register)
+    return len(pids) - 1 - pids[::-1].index(me)
 
 
 def signed(register: int) -> list[int]:
     """The pids in a register, by number."""
     data = os.pread(register, os.fstat(register).st_size, 0)
-    return [pid for (pid,) in _ENTRY.iter_unpack(data[_HEAD.size :])]
+    return [pid for (pid,) in _ENTRY.iter_unpack(data)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -122,11 +116,17 @@ class Lent:
 def become(info: Info) -> None:
     """Have multiprocessing believe that it started this process."""
     import sys
-    from multiprocessing import process
 
     them: Any = process
     owner = info["owner"]
-    number = sign(owner, info["register"])
+    if info["method"] == "fork":
+        number = sign(info["register"])  # inherited
+    else:
+        register = open_owners(owner, info["register"], os.O_RDWR | os.O_APPEND)
+        try:
+            number = sign(register)
+        finally:
+            os.close(register)
     identities = info["identities"]
     identity = (
         identities[number]
@@ -152,9 +152,6 @@ def become(info: Info) -> None:
     them._parent_process = them._ParentProcess(info["owner_name"], owner, sentinel)
     them._process_counter = itertools.count(1)
     them._children = set()
-    them._dangling.add(me)
-    from multiprocessing import context
-
     context._force_start_method(info["method"])
     if info["tracker"] is not None:
         from multiprocessing import resource_tracker

@@ -134,6 +134,7 @@ class Pool:
         method = self._ctx.get_start_method()
         if method not in _native.STARTS:
             method = "spawn"
+        _native.begin_warden(method)
         _ways.follow()
         lender = Lender()
         try:

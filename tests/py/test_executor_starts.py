@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An executor brings in little, starts no thread, and breaks although nobody looks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROCESSES
+from trireme import _imports
+from trireme.futures import ProcessPoolExecutor
+
+LONG = 60
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
+
+
+def meet(folder: Path) -> int:
+    """One of two tasks: each waits until the other one runs, too."""
+    (folder / str(os.getpid())).touch()
+    until(lambda: len(list(folder.iterdir())) == 2)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("start", PROCESSES)
+def test_a_death_that_nobody_looks_at_ends_the_other_workers(start: str, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with ProcessPoolExecutor(2, get_context(start)) as e:
+        pids = {f.result() for f in [e.submit(meet, tmp_path) for _ in range(2)]}
+        assert len(pids) == 2
+        assert threading.active_count() == before
+        asleep = [e.submit(time.sleep, LONG) for _ in range(2)]
+        queued = e.submit((tmp_path / "ran").touch)
+        until(lambda: all(f.running() for f in asleep))
+        os.kill(min(pids), signal.SIGKILL)
+        until(lambda: all(map(gone, pids)))
+        for f in (*asleep, queued):
+            assert f.done()
+            assert isinstance(f.exception(), BrokenProcessPool)
+        with pytest.raises(BrokenProcessPool):
+            e.submit(abs, 1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_original_is_a_base_once_somebody_imports_it(run_script: Any) -> None:
+    out, err = run_script(
+        """
+        import sys
+        import trireme.futures as ours
+        class Mine(ours.ProcessPoolExecutor):
+            pass
+        with Mine(1) as mine:
+            print(mine.submit(abs, -1).result())
+        print("concurrent.futures.process" in sys.modules)
+        import concurrent.futures as original
+        from concurrent.futures import process
+        print(isinstance(mine, original.ProcessPoolExecutor))
+        print(issubclass(ours.ProcessPoolExecutor, process.ProcessPoolExecutor))
+        print(type(process.__loader__).__module__.startswith("trireme"), len(sys.meta_path) < 10)
+        print([f for f in sys.meta_path if type(f).__module__.startswith("trireme")])
+        print(ours.process.BrokenProcessPool is process.BrokenProcessPool)
+        with Mine(1) as mine:
+            print(mine.submit(abs, -1).result())
+        """
+    )
+    assert out.split("\n") == [
+        "1",
+        "False",
+        "True",
+        "True",
+        "False True",
+        "[]",
+        "True",
+        "1",
+        "",
+    ]
+    assert err == ""
+
+
+def test_when_imported_waits_for_the_import_that_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "waited_for_by_a_test.py"
+    file.write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    seen: list[Any] = []
+    _imports.when_imported("waited_for_by_a_test", lambda module: seen.append(module.value))
+    with pytest.raises(ZeroDivisionError):
+        __import__("waited_for_by_a_test")
+    assert not seen
+    file.write_text("value = 12345")
+    module = __import__("waited_for_by_a_test")
+    assert seen == [12345]
+    assert "trireme" not in type(module.__spec__.loader).__module__
+    _imports.when_imported("waited_for_by_a_test", lambda module: seen.append(module))
+    assert seen == [12345, module]
