@@ -38,7 +38,7 @@ from ._importable import (
     _resolve,
     _strange,
 )
-from ._watch import _global_names, _is_dispatcher, _wanted_module, _Watch
+from ._watch import _SCALARS, _global_names, _is_dispatcher, _wanted_module, _Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,16 +50,17 @@ PROTOCOL = 5
 _loads = pickle.loads
 
 
-def expects_code() -> bool:
+def expects_code(inherited: bool = False) -> bool:
     """Will functions or classes probably travel by value?  Then workers need cloudpickle at once.
 
     So it is where there is no file to import them from, as in a notebook, and where the main
-    program defines some.  Not by a main() alone: that is no task.
+    program defines some.  Not by a main() alone: that is no task.  inherited: what it has defined
+    by now does not travel.
     """
     main = sys.modules.get("__main__")
     if not hasattr(main, "__file__"):
         return True
-    return any(
+    return not inherited and any(
         isinstance(value, (types.FunctionType, type))
         and value.__module__ == "__main__"
         and name != "main"
@@ -80,6 +81,8 @@ _last_version = 0
 
 # Worker: module -> name -> version received.
 _received: dict[str, dict[str, int]] = {}
+# Worker, a fork whose tasks go by name: module -> name -> version of what it has inherited there.
+_inherited: dict[str, dict[str, int]] = {}
 
 
 class _Globals(dict):  # type: ignore[type-arg]
@@ -95,7 +98,11 @@ class _Globals(dict):  # type: ignore[type-arg]
 def _namespace(module: str, seed: dict[str, Any]) -> dict[str, Any]:
     """Worker: the globals shared by all by-value functions of *module*."""
     found = _namespaces.get(module)
-    if found is None:
+    if found is None and module in _inherited:
+        # What the module has here by now, and what an initializer has set is among it.
+        found = _namespaces[module] = dict(vars(sys.modules[module]))
+        _received[module] = _inherited[module]
+    elif found is None:
         found = _namespaces[module] = seed
     return found
 
@@ -142,6 +149,18 @@ def _version(module: str, name: str, value: Any) -> int:
     else:
         names[name] = (_CHANGING, version, None)
     return version
+
+
+def scalar_versions(module: str) -> dict[str, int]:
+    """Owner: the versions of what *module* holds that is a number, a text, None or the like.
+
+    For _inherited: a placeholder that an initializer replaces is one of them.
+    """
+    return {
+        name: _version(module, name, value)
+        for name, value in list(vars(sys.modules[module]).items())
+        if type(value) in _SCALARS and not name.startswith("__")
+    }
 
 
 def _versions(module: str, fn: types.FunctionType, bound: dict[str, Any]) -> dict[str, int]:
@@ -229,6 +248,7 @@ def _class_tables() -> None:
 
 def become_worker() -> None:
     """Forget, in a fork of the owner, that its classes were born here: their news is welcome."""
+    _inherited.clear()
     if _own_classes is not None:
         _own_classes.clear()
 

@@ -86,6 +86,8 @@ class Pool(_core.PoolBase):
     _unreadable: Callable[[BaseException], BaseException] | None = None
     # A facade's word: the death of a worker breaks the pool.  Its warden ends the others at once.
     _fragile = False
+    # A facade's word: functions that a fork has inherited are sent by name.
+    _inherits = False
 
     def __new__(cls, workers: int | None = None, *, kind: str = "process", **options: Any) -> Any:
         if kind == "serial":
@@ -226,12 +228,11 @@ class Pool(_core.PoolBase):
         weakref.finalize(self, lender.close).atexit = False
         return packed
 
-    @staticmethod
-    def _prepare_fork() -> None:
+    def _prepare_fork(self) -> None:
         # What every worker needs is imported before the fork, once, not in each of them.
         from . import _errors, _losses, _worker  # noqa: F401
 
-        if _pickling.expects_code():
+        if _pickling.expects_code(self._inherits):
             try:
                 import cloudpickle  # noqa: F401
             except ImportError:

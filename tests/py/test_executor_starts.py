@@ -111,3 +111,72 @@ def test_when_imported_waits_for_the_import_that_succeeds(
     assert "trireme" not in type(module.__spec__.loader).__module__
     _imports.when_imported("waited_for_by_a_test", lambda module: seen.append(module))
     assert seen == [12345, module]
+
+
+INHERITED = """
+import concurrent.futures, multiprocessing, sys
+from trireme.futures import ProcessPoolExecutor
+
+class Table:
+    def __reduce__(self):
+        raise TypeError("a table is not to travel")
+    def __getitem__(self, i):
+        return i + base
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+table, base, set_by_begin = Table(), 100, None
+word = "unchanged"
+
+def look_up(i, factor=1):
+    return factor * table[i]
+
+def moved(point, by):
+    assert isinstance(point, Point)
+    return Point(point.x + by)
+
+def begin(value):
+    global set_by_begin
+    set_by_begin = value
+
+def begun():
+    return set_by_begin
+
+with ProcessPoolExecutor(2, multiprocessing.get_context("fork"), begin, (table,)) as e:
+    print(e.submit(look_up, 1).result(), e.submit(look_up, 2, factor=3).result())
+    print("cloudpickle" in sys.modules)
+    base = 0  # as with the original, workers have what was there when they were forked
+    print(list(e.map(look_up, range(4))), list(e.map(look_up, range(4), chunksize=2)))
+    print(isinstance(e.submit(moved, Point(1), by=2).result(), Point))
+    print(e.submit(moved, Point(1), 5).result().x)
+    print(e.submit(type, begun).result(), e.submit(lambda: base).result())
+    word = "changed"
+    def later(i):
+        return [i, base]
+    print(e.submit(later, 1).result())
+    print(e.submit(lambda: type(set_by_begin).__name__ + word).result())
+
+with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as e:
+    print(list(e.map(look_up, [], chunksize=3)), len(e._processes))
+    print(list(e.map(look_up, range(3), chunksize=2)))
+"""
+
+
+def test_functions_that_a_fork_inherits_go_by_name(run_script: Any) -> None:
+    out, err = run_script(INHERITED)
+    assert out.split("\n") == [
+        "101 306",
+        "True",
+        "[100, 101, 102, 103] [100, 101, 102, 103]",
+        "True",
+        "6",
+        "<class 'function'> 0",
+        "[1, 0]",
+        "Tablechanged",
+        "[] 0",
+        "[0, 1, 2]",
+        "",
+    ]
+    assert err == ""

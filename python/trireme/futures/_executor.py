@@ -21,7 +21,7 @@ from _thread import start_new_thread
 from collections import deque
 from concurrent.futures import _base
 from functools import partial
-from itertools import islice, starmap
+from itertools import chain, islice, starmap
 
 from .. import _attend, _pool
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 _AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
 _Function = types.FunctionType
+_PLAIN = {_Function, type}
 _OPTIONS = frozenset(("timeout", "retries", "priority"))
 _MAX_WORKERS = 1024
 _SLOTS = 1 << 19  # the most there are: submit() is not to block; unused ones cost nothing
@@ -118,7 +119,7 @@ def _plain(fn: Any) -> bool:
     A function may lead to one through its closure, but sending that anew each time would be dear.
     """
     kind = type(fn)
-    return kind in (_Function, type) or (
+    return kind in _PLAIN or (
         kind is types.BuiltinFunctionType and type(fn.__self__) is types.ModuleType
     )
 
@@ -205,6 +206,8 @@ class PoolExecutor(_base.Executor):
         self._down = False
         self._why_broken: str | None = None
         self._sent: list[weakref.ref[Any]] = []
+        # By the id of a function: the function, and what is sent in its place.
+        self._born: dict[int, tuple[Any, Any]] = {}
         # How many workers the original would have by now: it starts one when none is idle.
         self._shown_workers = 0
         self._counting = True  # until they are all there
@@ -243,6 +246,11 @@ class PoolExecutor(_base.Executor):
                 self._send = self._sender(pool)
             return self._pool
 
+    def _opening(self) -> Callable[..., Any]:
+        """What sends the first call, now that the pool is open."""
+        self._open()
+        return self._open_and_send
+
     def _open_and_send(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         self._open()
         send = self._send
@@ -263,8 +271,10 @@ class PoolExecutor(_base.Executor):
             self._look()
         if self._counting:
             self._count_workers(1)
-        send = self._send or self._open_and_send
         try:
+            send = self._send or self._opening()
+            if self._born:
+                fn = self._born.get(id(fn), (fn, fn))[1]
             if type(fn) is _Function or _plain(fn):
                 if not kwargs:
                     future = send(fn, *args)
@@ -340,7 +350,11 @@ class PoolExecutor(_base.Executor):
         rows: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
         if chunksize == 1 or not self._chunks:
             return self._results(fn, rows, end, buffersize)
+        if self._send is None and (row := next(rows, None)) is not None:
+            rows = chain((row,), rows)
+            self._open()
         chunks = iter(lambda: (list(islice(rows, chunksize)),), ([],))
+        fn = self._born.get(id(fn), (fn, fn))[1]
         return _chunk_values(self._results(partial(_run_chunk, fn), chunks, end, buffersize))
 
     _chunks = True
@@ -385,6 +399,8 @@ class PoolExecutor(_base.Executor):
                 return futures
             futures.append(self.submit(fn, *row))  # opens the pool, and checks
             send = self._send or self._open_and_send
+            if self._born:
+                fn = self._born.get(id(fn), (fn, fn))[1]
             one = partial(send, fn) if _plain(fn) else partial(send, _call, fn)
             try:
                 futures.extend(starmap(one, rows))
@@ -454,5 +470,6 @@ class PoolExecutor(_base.Executor):
         with self._lock:
             self._finalizer.detach()
             self._opened.clear()
+            self._born = {}
             self._pool = None
             self._sent.clear()

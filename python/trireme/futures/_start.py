@@ -36,6 +36,10 @@ def begin_inherited(breaks: bool, initializer: Callable[..., object] | None, num
     """The same for a worker that was forked from the owner; *initializer* if it could travel."""
     info, here, initargs = inherited[number]
     _become(info)
+    if info["versions"]:
+        from ..multiprocessing import _worker
+
+        _worker.keep(info)
     _like_original(breaks)
     if initializer is not None or here is not None:
         _initialize(initializer or here, initargs)

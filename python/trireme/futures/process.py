@@ -33,8 +33,8 @@ from typing import Literal, cast
 from .. import _imports, _pickling, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
 from .._options import _integer
-from ..multiprocessing import _lend, _ways
-from ._executor import _MAX_WORKERS, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
+from ..multiprocessing import _born, _lend, _ways
+from ._executor import _MAX_WORKERS, _PLAIN, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
 from ._start import OwnersHandle, begin, begin_inherited, inherited
 
 TYPE_CHECKING = False
@@ -53,6 +53,9 @@ else:
 __all__ = ["EXTRA_QUEUED_CALLS", "BrokenProcessPool", "ProcessPoolExecutor", "_RemoteTraceback"]
 
 _NOT_USABLE = "A child process terminated abruptly, the process pool is not usable anymore"
+
+
+_PLAIN.add(_born.Stand)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -116,7 +119,11 @@ def _has_lost(pool: _pool.Pool) -> bool:
     return pool._broken or stats["deaths"] > stats["timed_out"] + stats["retried"]
 
 
-class _FragilePool(_pool.Pool):
+class _Pool(_pool.Pool):
+    _inherits = True
+
+
+class _FragilePool(_Pool):
     """A pool that the death of a worker breaks."""
 
     _fragile = True
@@ -354,7 +361,7 @@ class ProcessPoolExecutor(_Executor):
         _ways.follow()
         breaks_by_itself = self._on_crash == "break" and not self._options
         open_pool = partial(
-            _FragilePool if breaks_by_itself else _pool.Pool,
+            _FragilePool if breaks_by_itself else _Pool,
             min(int(self._max_workers), _MAX_WORKERS),
             start=start,
             slots=_SLOTS,
@@ -368,6 +375,9 @@ class ProcessPoolExecutor(_Executor):
         register = _lend.new_register()
         try:
             info = _lend.describe(models, start, register)
+            if start == "fork":
+                self._born = _born.functions()
+                info.update(classes=_born.classes(), versions=_born.versions())
             pool = self._open_pool(open_pool, info, breaks)
         except BaseException:
             os.close(register)
@@ -392,7 +402,9 @@ class ProcessPoolExecutor(_Executor):
         else:
             number = id(self)
             inherited[number] = (info, self._initializer, tuple(self._initargs))
-            sent = self._initializer and _by_value(self._initializer)
+            sent = None  # it is there
+            if self._initializer is not None and id(self._initializer) not in self._born:
+                sent = _by_value(self._initializer)
             try:
                 pool = open_pool(initializer=begin_inherited, initargs=(breaks, sent, number))
             finally:

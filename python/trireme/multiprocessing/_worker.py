@@ -165,12 +165,16 @@ def become(info: Info) -> None:
         util._run_after_forkers()
 
 
-def _keep(classes: list[type]) -> None:
-    """Have these classes, inherited by a fork, be the ones that arrive, and stay what they are."""
+def keep(info: Info) -> None:
+    """Of what a fork has inherited: these classes are the ones that arrive, and stay what they are;
+    globals in these versions need not be taken from functions that arrive.
+    """
     from trireme import _byvalue
 
-    _byvalue._class_tables()
-    _byvalue._own_classes.update(classes)
+    _byvalue._inherited.update(info["versions"])
+    if info["classes"]:
+        _byvalue._class_tables()
+        _byvalue._own_classes.update(info["classes"])
 
 
 def _results_by_name() -> None:
@@ -210,8 +214,8 @@ def begin(setup: int | Info) -> None:
     become(info)
     _ways.follow()
     _core._own_arguments()  # tasks write to what they get: there it is a copy
-    if info["classes"]:
-        _keep(info["classes"])
+    if "versions" in info:
+        keep(info)
     if info["by_name"]:
         _results_by_name()
     if info["initializer"] is not None:

@@ -19,14 +19,13 @@ import os
 import sys
 import threading
 import time
-import types
 import warnings
 import weakref
 from functools import partial
 
 from .. import _pickling
 from .. import _pool as _native
-from . import _results, _ways, _worker
+from . import _born, _results, _ways, _worker
 from ._lend import Lender, describe
 from ._results import ApplyResult as ApplyResult
 from ._results import AsyncResult as AsyncResult
@@ -60,6 +59,10 @@ _setups = itertools.count(1)
 # ---------------------------------------------------------------------------------------------
 # Pools
 # ---------------------------------------------------------------------------------------------
+
+
+class _Native(_native.Pool):
+    _inherits = True
 
 
 class _PoolWorker:
@@ -143,7 +146,7 @@ class Pool:
             if method == "fork":
                 number = next(_setups)
                 _worker.inherited[number] = info
-                self._born = _born()
+                self._born = _born.functions()
                 try:
                     native = self._open_native(number, options)
                 finally:
@@ -161,7 +164,7 @@ class Pool:
 
     def _open_native(self, setup: Any, options: dict[str, Any]) -> Any:
         try:
-            return _native.Pool(
+            return _Native(
                 self._processes,
                 initializer=_worker.begin,
                 initargs=(setup,),
@@ -186,8 +189,9 @@ class Pool:
             by_name=self._by_name,
             initializer=self._initializer,
             initargs=tuple(self._initargs),
-            classes=_born_classes() if method == "fork" else [],
         )
+        if method == "fork":
+            info.update(classes=_born.classes(), versions=_born.versions())
         return info
 
     # ------------------------------------------------------------------ sending
@@ -222,7 +226,7 @@ class Pool:
 
     @staticmethod
     def _stand(run: Any, sent: Any, func: Any) -> Any:
-        return _Stand(partial, (run, sent), func)
+        return _born.Stand(partial, (run, sent), func)
 
     def apply(self, func: Callable[..., Any], args: Any = (), kwds: Any = {}) -> Any:  # noqa: B006
         """``func(*args, **kwds)`` on a worker."""
@@ -501,79 +505,3 @@ def _batches(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
     it = iter(iterable)
     while batch := tuple(itertools.islice(it, size)):
         yield batch
-
-
-def _born() -> dict[int, tuple[Any, Any]]:
-    """By id, the functions of modules that only a fork of this process has.
-
-    They are there in its workers with the globals they have now, locks and queues among them, and
-    so go by name.  One that is defined later goes by value.
-    """
-    _pickling._look_for_strange_modules()
-    found = {}
-    for name in [*_pickling._strange]:
-        module = sys.modules.get(name)
-        for value in list(vars(module).values()) if isinstance(module, types.ModuleType) else ():
-            if (
-                isinstance(value, types.FunctionType)
-                and value.__module__ == name
-                and _pickling._resolve(name, value.__qualname__) is value
-            ):
-                where = (name.encode(), value.__qualname__)
-                found[id(value)] = (value, _Stand(_worker.find, where, value))
-    return found
-
-
-def _born_classes() -> list[type]:
-    """The classes of modules that only a fork of this process has: its workers have them, too.
-
-    Under the ids that they get here, before the fork, instances of them are sent.  So a worker
-    finds its own class, the one that functions which go by name know.
-    """
-    _pickling._look_for_strange_modules()
-    found: dict[type, None] = {}
-    for name in [*_pickling._strange]:
-        module = sys.modules.get(name)
-        waiting = list(vars(module).values()) if isinstance(module, types.ModuleType) else []
-        while waiting:
-            value = waiting.pop()
-            if (
-                isinstance(value, type)
-                and value not in found
-                and value.__module__ == name
-                and _pickling._resolve(name, value.__qualname__) is value
-            ):
-                found[value] = None
-                waiting.extend(vars(value).values())
-    if found:
-        try:
-            from cloudpickle import cloudpickle
-        except ImportError:
-            return []  # said when one of them is sent
-        for value in found:
-            cloudpickle._get_or_create_tracker_id(value)
-    return list(found)
-
-
-class _Stand:
-    """Stands for a callable that a worker makes: ``make(*parts)``.
-
-    It goes by the name of the user's function in messages.  What it is made of never changes,
-    which _pickling's watch is told as a frozen dataclass would, so that it is sent once.
-    """
-
-    __dataclass_params__ = types.SimpleNamespace(frozen=True)
-    __dataclass_fields__ = ("_make", "_parts")
-
-    def __init__(self, make: Any, parts: tuple[Any, ...], named: Any) -> None:
-        self._make = make
-        self._parts = parts
-        for name in ("__module__", "__qualname__"):
-            text = getattr(named, name, None)
-            setattr(self, name, text if isinstance(text, str) else type(named).__qualname__)
-
-    def __call__(self, *args: Any, **kwds: Any) -> Any:
-        return self._make(*self._parts)(*args, **kwds)
-
-    def __reduce__(self) -> Any:
-        return self._make, self._parts
