@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import _pickle as pickle
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import ModuleType
     from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -130,8 +132,18 @@ def _rebuild_worker_lost(args: tuple[Any, ...], state: dict[str, Any]) -> BaseEx
     return exc
 
 
+def broken_process_pool() -> type:
+    """concurrent.futures.process.BrokenProcessPool; WorkerLost before that can be one.
+
+    Nobody who has not imported that module can ask for more: see _imports.py.
+    """
+    module = sys.modules.get("concurrent.futures.process")
+    found = None if module is None else vars(module).get("BrokenProcessPool")
+    return found or worker_lost_class()
+
+
 def worker_lost_class() -> type:
-    """The class WorkerLost, a concurrent.futures.process.BrokenProcessPool.
+    """The class WorkerLost, a concurrent.futures.process.BrokenProcessPool once that is imported.
 
     ``WorkerLost(message=None, *, pid, exitcode, signal, oom, task, deaths)``; everything is
     optional, and the message is made from the rest when it is None.
@@ -139,9 +151,11 @@ def worker_lost_class() -> type:
     global _worker_lost
     if _worker_lost is not None:
         return _worker_lost
-    from concurrent.futures.process import BrokenProcessPool
+    from concurrent.futures import BrokenExecutor
 
-    class WorkerLost(BrokenProcessPool):
+    from . import _imports
+
+    class WorkerLost(BrokenExecutor):
         """A worker died while it ran this task.
 
         Attributes: ``pid``; ``exitcode`` or ``signal``, the other is None; ``oom``, True if the
@@ -177,7 +191,14 @@ def worker_lost_class() -> type:
     # Another thread may have been here too; the first class stays the only one.
     if _worker_lost is None:
         _worker_lost = WorkerLost
+        _imports.when_imported("concurrent.futures.process", _derive)
     return _worker_lost
+
+
+def _derive(original: ModuleType) -> None:
+    base = vars(original)["BrokenProcessPool"]
+    if _worker_lost is not None and base not in _worker_lost.__mro__:
+        _worker_lost.__bases__ = (base,)
 
 
 def __getattr__(name: str) -> Any:

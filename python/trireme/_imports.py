@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Being there when a module is imported, by whomever.
 
-A finder stands before the others in ``sys.meta_path`` and asks them; a :class:`Loader` around
-theirs knows when the module is there.  Nothing of either is left in the module.
+A finder stands before others in ``sys.meta_path`` and asks those behind it; a :class:`Loader`
+around theirs knows when the module is there.  Nothing of either is left in the module.
+
+Classes of ours derive from classes of the standard library whose modules import much that we have
+no use for.  Nobody can compare with such a class before its module is imported, and to import it
+when a worker has died may be too late: the program ends, or has no descriptors left.  So those
+classes get their base with the import (:func:`when_imported`).
 """
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["Loader", "find_behind", "when_imported"]
+__all__ = ["Loader", "find_behind", "look", "when_imported"]
 
 
 class Loader:
@@ -27,6 +31,8 @@ class Loader:
         self._loader = loader
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # not yet, in a copy
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -48,10 +54,16 @@ def find_behind(
     path: Sequence[str] | None,
     target: ModuleType | None,
 ) -> ModuleSpec | None:
-    """The spec that the finders other than *own* have, with *wrap* of its loader."""
-    for finder in sys.meta_path:
+    """The spec that the finders behind *own* have, with *wrap* of its loader.
+
+    Not those before it: one of them may have asked us.
+    """
+    finders = list(sys.meta_path)
+    if own in finders:
+        del finders[: finders.index(own) + 1]
+    for finder in finders:
         find = getattr(finder, "find_spec", None)
-        if finder is own or find is None:
+        if find is None:
             continue
         spec: ModuleSpec | None = find(name, path, target)
         if spec is not None:
@@ -61,37 +73,54 @@ def find_behind(
     return None
 
 
+# Module -> what is to be called with it.
+_waiting: dict[str, list[Callable[[ModuleType], object]]] = {}
+
+
 class _Then(Loader):
-    def __init__(self, loader: Any, finder: _Finder) -> None:
-        super().__init__(loader)
-        self._finder = finder
+    """Loads a module that somebody waits for."""
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)  # type: ignore[arg-type]
-        self._finder.then(module)
+        _arrived(module.__name__, module)
 
 
 class _Finder:
-    """Waits for one module, and goes when it has been imported."""
+    """Is there while modules are waited for."""
 
-    def __init__(self, name: str, then: Callable[[ModuleType], object]) -> None:
-        self._name = name
-        self.then = then
-
+    @staticmethod
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that the others have for the module waited for."""
-        if name != self._name:
-            return None
-        return find_behind(self, lambda loader: _Then(loader, self), name, path, target)
+        """The spec that the others have, of a module waited for."""
+        return find_behind(_finder, _Then, name, path, target) if name in _waiting else None
+
+
+_finder = _Finder()
+
+
+def _arrived(name: str, module: ModuleType) -> None:
+    for then in _waiting.pop(name, ()):
+        then(module)
+    if not _waiting and _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)  # type: ignore[arg-type]
+
+
+def look() -> None:
+    """See whether something has been imported past the finder.
+
+    Another thread may have been in the middle of it when we began to wait.
+    """
+    for name in list(_waiting):
+        module = sys.modules.get(name)
+        spec = getattr(module, "__spec__", None)
+        if module is not None and not getattr(spec, "_initializing", False):
+            _arrived(name, module)
 
 
 def when_imported(name: str, then: Callable[[ModuleType], object]) -> None:
     """Call *then* with the module: now if it has been imported, else at the end of its import."""
-    if name in sys.modules:
-        then(import_module(name))  # which waits for a thread that is importing it
-    else:
-        sys.meta_path.insert(0, _Finder(name, then))  # type: ignore[arg-type]
+    _waiting.setdefault(name, []).append(then)
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)  # type: ignore[arg-type]
+    look()

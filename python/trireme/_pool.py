@@ -43,7 +43,7 @@ def cpu_count(physical: bool = False) -> int:
 
 def begin_warden(start: str) -> None:
     """Start the process that starts workers; it comes up while the pool for it is prepared."""
-    if start != "fork":
+    if start in ("forkserver", "spawn"):
         try:
             with _opening:
                 _warden.shared(start == "spawn")
@@ -598,17 +598,18 @@ os.register_at_fork(after_in_child=_opening._at_fork_reinit)  # type: ignore[att
 # The default pool
 # ---------------------------------------------------------------------------------------------
 
-_default: Pool | None = None
+_default: dict[str, Pool] = {}  # "pool", if it is open: a dictionary, which a fork empties in C
+os.register_at_fork(after_in_child=_default.clear)
 
 
 def default_pool() -> Pool:
     """The pool behind :func:`map`, :func:`starmap` and :func:`submit`; opened when first used."""
-    global _default
-    if _default is None or _default._is_fork or _default._broken or _default._refused:
-        if _default is not None:
-            _default.terminate()  # which does nothing in a fork
-        _default = Pool()
-    return _default
+    pool = _default.get("pool")
+    if pool is None or pool._broken or pool._refused:
+        if pool is not None:
+            pool.terminate()
+        pool = _default["pool"] = Pool()
+    return pool
 
 
 class _Default:
@@ -618,10 +619,9 @@ class _Default:
         return default_pool()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        global _default
-        if kind is KeyboardInterrupt and _default is not None:
+        pool = _default.pop("pool", None) if kind is KeyboardInterrupt else None
+        if pool is not None:
             # Nothing may go on in the background that the user has interrupted.
-            pool, _default = _default, None
             pool.terminate()
 
 

@@ -101,9 +101,10 @@ void tri_worker_item(struct tri_worker *w);
 /* The process dies (SIGKILL by the kernel's timer) unless the limit is cleared in time. */
 void tri_deadline_set(struct tri_worker *w, int64_t ns);
 void tri_deadline_clear(struct tri_worker *w);
-/* Is the caller a task of this pool of threads, whose tasks are C functions? */
+/* Is the caller one of the threads of this pool? */
 bool tri_worker_inside(const struct tri_pool *p);
-/* Then run this task here, unless somebody has claimed it.  True: it is done. */
+/* Then run this task here, as hooks.run expects it, unless somebody has claimed it.  True: it is
+ * done. */
 bool tri_worker_help(struct tri_pool *p, uint32_t slot, uint64_t ticket);
 /* Leave a note of at most TRI_WORKER_NOTE bytes for the owner: why begin() failed. */
 void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes);

@@ -415,7 +415,8 @@ int tri_wait(struct tri_pool *p, uint32_t key, uint32_t slot, uint64_t ticket, i
         look_at_warden(p);
         return TRI_ETIMEDOUT;
     }
-    if (timeout_ns < 0 && slot != TRI_ANY_SLOT && tri_worker_help(p, slot, ticket))
+    /* Another language's tasks are for its own extension to run: it knows what they need. */
+    if (timeout_ns < 0 && slot != TRI_ANY_SLOT && !p->hooks.run && tri_worker_help(p, slot, ticket))
         return 0;
     if (spin > 0 && tri_load_rlx(&p->wait_avg_ns) < SPIN_PAYS_FACTOR * spin && cpu_free(p)) {
         if (timeout_ns > 0 && timeout_ns < spin)

@@ -396,8 +396,8 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
             m.oom = m.signal == SIGKILL && !c->asked && oom_acted(wa);
             at = tri_load_acq(&wd->view.worker[i].status);
             starting = at == TRI_W_FORKED || at == TRI_W_STARTING;
+            retired = at == TRI_W_RETIRED; /* however it ended: all its tasks have */
             /* A task may call exit() with any number: the code counts only where it can be ours. */
-            retired = !m.signal && m.exitcode == TRI_EXIT_RETIRED && at == TRI_W_RETIRED;
             failed = !m.signal && m.exitcode == TRI_EXIT_BEGIN && at == TRI_W_STARTING;
             stuck = at == TRI_W_FORKED && wa->start->handlers_ns &&
                     (m.signal == SIGKILL || m.signal == SIGALRM) &&

@@ -363,7 +363,7 @@ static struct tri_worker *caller_of(const struct tri_pool *p)
 {
     pthread_t me = pthread_self();
 
-    if (p->hooks.run || !p->thread)
+    if (!p->thread)
         return NULL;
     for (uint32_t i = 0; i < p->view.nworkers; i++)
         if (pthread_equal(p->thread[i], me))
@@ -447,9 +447,10 @@ void tri_worker_loop(struct tri_worker *w)
             tri_worker_make_room(w);
         if (w->process && (w->retire || (v->ctl->max_tasks && w->tasks >= v->ctl->max_tasks))) {
             tri_and_sc(&v->ctl->ready[w->id / 64], ~(1ull << (w->id & 63)));
+            /* Before: what the program does at the end of a worker changes nothing any more. */
+            tri_store_rel(&line->status, TRI_W_RETIRED);
             if (w->hooks->end)
                 w->hooks->end(w);
-            tri_store_rel(&line->status, TRI_W_RETIRED);
             _exit(TRI_EXIT_RETIRED);
         }
     }

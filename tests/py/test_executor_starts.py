@@ -180,3 +180,122 @@ def test_functions_that_a_fork_inherits_go_by_name(run_script: Any) -> None:
         "",
     ]
     assert err == ""
+
+
+# What programs did whose imports met ours: with the doors, after a reload, at the end of the
+# program, without descriptors.
+LOSSES = {
+    "doors opened later": """
+        import os
+        import trireme
+        from trireme.futures import ProcessPoolExecutor
+        trireme.install()
+        from concurrent.futures import ProcessPoolExecutor as seen
+        print(seen is ProcessPoolExecutor)
+        with ProcessPoolExecutor(1) as e:
+            lost = e.submit(os._exit, 3).exception()
+        from concurrent.futures.process import BrokenProcessPool
+        print(isinstance(lost, BrokenProcessPool), type(lost) is trireme.WorkerLost)
+        """,
+    "doors opened before": """
+        import os
+        import trireme
+        trireme.install("multiprocessing")
+        import multiprocessing
+        from trireme.futures import ProcessPoolExecutor
+        queue = multiprocessing.Queue()
+        with ProcessPoolExecutor(1) as e:
+            lost = e.submit(os._exit, 3).exception()
+        from concurrent import futures
+        print(issubclass(ProcessPoolExecutor, futures.ProcessPoolExecutor))
+        from concurrent.futures.process import BrokenProcessPool
+        print(isinstance(lost, BrokenProcessPool), type(lost) is trireme.WorkerLost)
+        """,
+    "a reload": """
+        import importlib, os
+        import trireme
+        import trireme.futures.process
+        again = importlib.reload(trireme.futures.process)
+        with again.ProcessPoolExecutor(1) as e:
+            lost = e.submit(os._exit, 3).exception()
+        from concurrent.futures import process
+        print(issubclass(again.ProcessPoolExecutor, process.ProcessPoolExecutor))
+        print(isinstance(lost, process.BrokenProcessPool), type(lost) is trireme.WorkerLost)
+        """,
+    "no descriptors left": """
+        import os, resource, sys
+        import trireme
+        from trireme.futures import ProcessPoolExecutor
+        e = ProcessPoolExecutor(1)
+        print(e.submit(abs, -1).result() == 1)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        taken = []
+        try:
+            while True:
+                taken.append(os.open("/dev/null", 0))
+        except OSError:
+            pass
+        lost = e.submit(os._exit, 3).exception()
+        for fd in taken:
+            os.close(fd)
+        print("concurrent.futures.process" not in sys.modules, type(lost) is trireme.WorkerLost)
+        e.shutdown()
+        """,
+    "the end of the program": """
+        import os, threading, time
+        import trireme
+        from trireme.futures import ProcessPoolExecutor
+        def die():
+            time.sleep(0.3)
+            os._exit(3)
+        e = ProcessPoolExecutor(1)
+        future = e.submit(die)
+        def ask():
+            lost = future.exception()
+            print(True)
+            print(isinstance(lost, trireme.WorkerLost), type(lost) is trireme.WorkerLost)
+        threading.Thread(target=ask).start()
+        """,
+}
+
+
+@pytest.mark.parametrize("when", LOSSES)
+def test_a_loss_is_told_as_one_whatever_can_be_imported(when: str, run_script: Any) -> None:
+    out, err = run_script(LOSSES[when])
+    assert out == "True\nTrue True\n"
+    assert err == ""
+
+
+def dies_at_its_end(i: int) -> int:
+    from multiprocessing import util
+
+    if i == 0:
+        util.Finalize(None, os.kill, (os.getpid(), signal.SIGKILL), exitpriority=1)
+    elif i == 1:
+        util.Finalize(None, os._exit, (3,), exitpriority=1)
+    return i
+
+
+def test_how_a_retired_worker_ends_breaks_nothing() -> None:
+    with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as e:
+        assert [e.submit(dies_at_its_end, i).result(LONG) for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_a_fork_does_not_keep_the_default_pool(run_script: Any) -> None:
+    out, _ = run_script(
+        """
+        import os
+        import trireme
+        def descriptors():
+            return len(os.listdir("/proc/self/fd"))
+        before = descriptors()
+        trireme.map(abs, [-1])
+        if os.fork() == 0:
+            kept = descriptors() - before
+            print(kept <= 3, trireme.map(abs, [-1, 2]), flush=True)
+            os._exit(0)
+        os.wait()
+        print(trireme.map(abs, [-3]))
+        """
+    )
+    assert out == "True [1, 2]\n[3]\n"

@@ -118,6 +118,8 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
         if (moved == 0 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {
             if (timeout_ns > 0 && (timeout_ns = until - tri_now_ns()) <= 0)
                 timeout_ns = 0;
+            if (timeout_ns < 0 && pool_help(j->pool, j->head->slot, j->head->ticket))
+                continue;
             moved = pool_wait(j->pool, key, j->mode == J_ORDERED ? j->head->slot : TRI_ANY_SLOT,
                               j->head->ticket, timeout_ns);
             if (moved == 1 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {

@@ -137,6 +137,9 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         stop_helping(j);
         if (timeout_ns > 0 && (left = until - tri_now_ns()) <= 0)
             left = 0;
+        if (left < 0 && j->head && !j->head->ended &&
+            pool_help(j->pool, j->head->slot, j->head->ticket))
+            continue;
         if (j->next == j->n || (left >= 0 && left <= probe))
             probe = 0;
         moved = pool_wait(j->pool, key, j->head && !j->head->ended ? j->head->slot : TRI_ANY_SLOT,

@@ -144,10 +144,18 @@ int pool_pump(PoolObject *pool)
     return pool_after(pool) < 0 ? -1 : n;
 }
 
+bool pool_help(PoolObject *pool, uint32_t slot, uint64_t ticket)
+{
+    return pool->threads && slot != TRI_ANY_SLOT && tri_worker_help(pool->core->p, slot, ticket);
+}
+
 int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, int64_t timeout_ns)
 {
     int err;
 
+    /* A thread of the pool waits in a task: see tri_worker_help(). */
+    if (timeout_ns < 0 && pool_help(pool, slot, ticket))
+        return PyErr_CheckSignals() < 0 ? -1 : 0;
     Py_BEGIN_ALLOW_THREADS err = tri_wait(pool->core->p, key, slot, ticket, timeout_ns);
     Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
     return err == TRI_ETIMEDOUT;
@@ -352,22 +360,13 @@ static PyObject *pool_nudge(PyObject *obj, PyObject *none)
     Py_RETURN_NONE;
 }
 
-/* Is this one of its threads?  They run Python without a task in flight, too: an initializer. */
-static bool is_own_thread(const struct tri_pool *p)
-{
-    for (uint32_t i = 0; p->thread && i < p->view.nworkers; i++)
-        if (pthread_equal(p->thread[i], pthread_self()))
-            return true;
-    return false;
-}
-
 /* _inside() -> bool: is this one of its threads, which cannot wait for their own end? */
 static PyObject *pool_inside(PyObject *obj, PyObject *none)
 {
     const struct core *core = ((PoolObject *)obj)->core;
 
     (void)none;
-    return PyBool_FromLong(core && !core->ended && is_own_thread(core->p));
+    return PyBool_FromLong(core && !core->ended && tri_worker_inside(core->p));
 }
 
 /* _pending() -> int: tasks that have not ended. */
@@ -539,7 +538,7 @@ static void pool_dealloc(PyObject *obj)
     if (core) {
         /* Pending futures refer to us still, and other threads may ask them while we wait. */
         self->dying = true;
-        if (!core->ended && is_own_thread(core->p)) {
+        if (!core->ended && tri_worker_inside(core->p)) {
             kept = true;
         } else if (!core->ended && !tri_pool_is_fork(core->p)) {
             Py_BEGIN_ALLOW_THREADS tri_pool_end(core->p, true, 2000000000ll);

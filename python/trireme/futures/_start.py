@@ -112,14 +112,14 @@ def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -
         initializer(*initargs)
     except BaseException as exc:
         import logging
-        from concurrent.futures.process import BrokenProcessPool
 
+        from .. import _errors
         logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
         # This process leaves without much ado, and the record may be in a queue's thread.
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
             util._exit_function()
-        raise BrokenProcessPool(
+        raise _errors.broken_process_pool()(
             "A process in the process pool was terminated abruptly while the future was running "
             f"or pending: its initializer raised {type(exc).__name__}: {exc}"
         ) from None

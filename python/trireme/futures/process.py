@@ -21,6 +21,7 @@ import operator
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -32,6 +33,7 @@ from typing import Literal, cast
 
 from .. import _imports, _pickling, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
+from .._errors import broken_process_pool
 from .._options import _integer
 from ..multiprocessing import _born, _lend, _ways
 from ._executor import _MAX_WORKERS, _PLAIN, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
@@ -269,9 +271,8 @@ class _Worker:
 
 
 def _not_usable() -> BaseException:
-    from concurrent.futures.process import BrokenProcessPool
-
-    return BrokenProcessPool(_NOT_USABLE)
+    cls: type[BaseException] = broken_process_pool()
+    return cls(_NOT_USABLE)
 
 
 def _refuse_broken(*_: Any, **__: Any) -> Any:
@@ -356,6 +357,7 @@ class ProcessPoolExecutor(_Executor):
         self._set_up()
 
     def _make_pool(self) -> _pool.Pool:
+        _imports.look()
         start = _start_of(self._mp_context)
         _pool.begin_warden(start)
         _ways.follow()
@@ -515,7 +517,10 @@ class ProcessPoolExecutor(_Executor):
 
 
 def _derive(original: ModuleType) -> None:
-    ProcessPoolExecutor.__bases__ = (PoolExecutor, original.ProcessPoolExecutor)
+    # Not by its attribute: where the doors are open that is ours.
+    base = vars(original)["ProcessPoolExecutor"]
+    if base not in ProcessPoolExecutor.__mro__:
+        ProcessPoolExecutor.__bases__ = (PoolExecutor, base)
 
 
 _imports.when_imported("concurrent.futures.process", _derive)
@@ -523,6 +528,10 @@ _imports.when_imported("concurrent.futures.process", _derive)
 
 def __getattr__(name: str) -> Any:
     """What else the original's module has, for those who look behind the executor."""
+    wanted = name in __all__ or (name[:1] == "_" and name[:2] != "__")
+    # Others are asked for by who asks each module, as pickle does.
+    if not wanted and "concurrent.futures.process" not in sys.modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from concurrent.futures import process
 
     return getattr(process, name)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 inherited: dict[int, Info] = {}
 
 _ENTRY = struct.Struct("=i")  # in a register: the pid of each worker that has signed it
+_BLOCK = 256  # bytes of it that are read at a time
 
 
 # ---------------------------------------------------------------------------------------------
@@ -79,12 +80,18 @@ def sign(register: int) -> int:
     """Enter this process and return its number, from 0.
 
     What is appended to a file goes to its end whoever else appends.  A pid may have been another
-    worker's before: the last one is ours.
+    worker's before: the last one is ours.  It is looked for from the end, where few have followed.
     """
-    me = os.getpid()
-    os.write(register, _ENTRY.pack(me))
-    pids = signed(register)
-    return len(pids) - 1 - pids[::-1].index(me)
+    me = _ENTRY.pack(os.getpid())
+    os.write(register, me)
+    end = start = os.fstat(register).st_size
+    while start > 0:
+        start = max(0, start - _BLOCK)
+        data = os.pread(register, _BLOCK, start)
+        for at in range(min(len(data), end - start) - _ENTRY.size, -1, -_ENTRY.size):
+            if data[at : at + _ENTRY.size] == me:
+                return (start + at) // _ENTRY.size
+    raise OSError("the register of this pool's workers was changed by somebody else")
 
 
 def signed(register: int) -> list[int]:

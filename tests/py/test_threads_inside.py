@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A task of a pool of threads may wait for other tasks of the same pool: it runs them itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import wait
+from typing import Any
+
+import pytest
+import trireme as tri
+from trireme.futures import ThreadPoolExecutor
+from trireme.multiprocessing.pool import ThreadPool
+
+LONG = 60
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+WAYS: dict[str, Callable[[tri.Pool, int], list[int]]] = {
+    "submit": lambda p, n: [p.submit(square, i).result() for i in range(n)],
+    "submit all": lambda p, n: [f.result() for f in [p.submit(square, i) for i in range(n)]],
+    "apply": lambda p, n: [p.apply(square, (i,)) for i in range(n)],
+    "apply_async": lambda p, n: [p.apply_async(square, (i,)).get() for i in range(n)],
+    "map": lambda p, n: p.map(square, range(n)),
+    "map, chunks of one": lambda p, n: p.map(square, range(n), chunk=1),
+    "map, caller": lambda p, n: p.map(square, range(n), caller=True),
+    "starmap": lambda p, n: p.starmap(square, [(i,) for i in range(n)]),
+    "map_async": lambda p, n: p.map_async(square, range(n)).get(),
+    "imap": lambda p, n: list(p.imap(square, range(n))),
+    "imap_unordered": lambda p, n: sorted(p.imap_unordered(square, range(n), chunk=1)),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_thread_may_wait_in_a_task(way: str, workers: int) -> None:
+    with tri.Pool(workers, kind="thread") as p:
+        outer = [p.submit(WAYS[way], p, n) for n in range(1, 20)]
+        assert [f.result(LONG) for f in outer] == [
+            [i * i for i in range(n)] for n in range(1, 20)
+        ]
+
+
+def test_tasks_may_wait_for_tasks_that_wait() -> None:
+    def fib(n: int) -> int:
+        if n < 2:
+            return n
+        a, b = p.submit(fib, n - 1), p.submit(fib, n - 2)
+        return int(a.result() + b.result())
+
+    with tri.Pool(2, kind="thread") as p:
+        assert p.submit(fib, 12).result(LONG) == 144
+
+
+def test_what_such_a_task_raises_is_raised_where_it_is_waited_for() -> None:
+    def fails() -> None:
+        raise LookupError("inner")
+
+    def outer() -> str:
+        with pytest.raises(LookupError, match="inner"):
+            p.submit(fails).result()
+        with pytest.raises(ZeroDivisionError):
+            p.map(lambda x: 1 // x, [1, 0])
+        return threading.current_thread().name
+
+    with tri.Pool(1, kind="thread") as p:
+        assert p.submit(outer).result(LONG)
+        assert p.submit(square, 3).result(LONG) == 9
+
+
+def test_a_time_limit_of_the_wait_is_kept() -> None:
+    def outer() -> Any:
+        future = p.submit(square, 3)
+        with pytest.raises(TimeoutError):
+            future.result(0.05)
+        return future
+
+    with tri.Pool(1, kind="thread") as p:
+        assert p.submit(outer).result(LONG).result(LONG) == 9
+
+
+def test_the_facades_pools_of_threads_can_do_it_too() -> None:
+    with ThreadPoolExecutor(1) as e:
+        assert e.submit(lambda: e.submit(square, 3).result()).result(LONG) == 9
+        assert e.submit(lambda: list(e.map(square, range(4)))).result(LONG) == [0, 1, 4, 9]
+        done = wait([e.submit(lambda: e.submit(square, 4).result())], LONG).done
+        assert [f.result() for f in done] == [16]
+    with ThreadPool(1) as p:
+        assert p.apply(lambda: p.map(square, range(4))) == [0, 1, 4, 9]
+        assert p.apply(lambda: p.apply(square, (5,))) == 25
