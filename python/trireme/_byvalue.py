@@ -28,6 +28,7 @@ import _pickle as pickle  # the C half; pickle.py would import re, codecs and mo
 import os
 import sys
 import types
+from _thread import _local
 from io import BytesIO
 
 from ._importable import (
@@ -38,7 +39,7 @@ from ._importable import (
     _resolve,
     _strange,
 )
-from ._watch import _SCALARS, _global_names, _is_dispatcher, _wanted_module, _Watch
+from ._watch import _global_names, _is_dispatcher, _wanted_module, _Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,8 +82,11 @@ _last_version = 0
 
 # Worker: module -> name -> version received.
 _received: dict[str, dict[str, int]] = {}
-# Worker, a fork whose tasks go by name: module -> name -> version of what it has inherited there.
-_inherited: dict[str, dict[str, int]] = {}
+# Worker, a fork whose tasks go by name: modules whose by-value functions live in the module itself.
+_inherited: set[str] = set()
+# Owner, by thread: `born` is what the workers for whom it pickles have inherited, or is not there;
+# see multiprocessing/_born.py.
+_target = _local()
 
 
 class _Globals(dict):  # type: ignore[type-arg]
@@ -98,12 +102,9 @@ class _Globals(dict):  # type: ignore[type-arg]
 def _namespace(module: str, seed: dict[str, Any]) -> dict[str, Any]:
     """Worker: the globals shared by all by-value functions of *module*."""
     found = _namespaces.get(module)
-    if found is None and module in _inherited:
-        # What the module has here by now, and what an initializer has set is among it.
-        found = _namespaces[module] = dict(vars(sys.modules[module]))
-        _received[module] = _inherited[module]
-    elif found is None:
-        found = _namespaces[module] = seed
+    if found is None:
+        found = vars(sys.modules[module]) if module in _inherited else seed
+        _namespaces[module] = found
     return found
 
 
@@ -151,18 +152,6 @@ def _version(module: str, name: str, value: Any) -> int:
     return version
 
 
-def scalar_versions(module: str) -> dict[str, int]:
-    """Owner: the versions of what *module* holds that is a number, a text, None or the like.
-
-    For _inherited: a placeholder that an initializer replaces is one of them.
-    """
-    return {
-        name: _version(module, name, value)
-        for name, value in list(vars(sys.modules[module]).items())
-        if type(value) in _SCALARS and not name.startswith("__")
-    }
-
-
 def _versions(module: str, fn: types.FunctionType, bound: dict[str, Any]) -> dict[str, int]:
     """Owner: the versions of the globals that *fn* takes along, and of those now deleted."""
     versions = {name: _version(module, name, value) for name, value in bound.items()}
@@ -178,11 +167,19 @@ def _versions(module: str, fn: types.FunctionType, bound: dict[str, Any]) -> dic
 _stays: Callable[[Any], bool] | None = None
 
 
-def _leave_behind(bound: dict[str, Any]) -> tuple[str, ...]:
+def _leave_behind(module: str, bound: dict[str, Any]) -> tuple[str, ...]:
     """Owner: take out of a function's globals what stays here, and return the names."""
-    if _stays is None:
+    born = getattr(_target, "born", None)
+    if _stays is None and born is None:
         return ()
-    names = tuple([name for name, value in bound.items() if _stays(value)])
+    names = tuple(
+        [
+            name
+            for name, value in bound.items()
+            if (born is not None and born.has(module, name, value))
+            or (_stays is not None and _stays(value))
+        ]
+    )
     for name in names:
         del bound[name]
     return names
@@ -466,6 +463,9 @@ def _by_value_pickler() -> Any:
                 if issubclass(kind, descriptors) and kind.__reduce__ is object.__reduce__:
                     return self._reduce_descriptor(obj)
                 return NotImplemented
+            born = getattr(_target, "born", None)
+            if born is not None and not is_class and (stand := born.stand(obj)) is not None:
+                return stand.__reduce__()
             if self.is_result:
                 if _resolve(obj.__module__, obj.__qualname__) is obj:
                     return NotImplemented  # a fork of the owner: the owner has it by name
@@ -501,7 +501,7 @@ def _by_value_pickler() -> Any:
             if type(globals_sent) is not _Globals:
                 return reduced
             module = globals_sent["__name__"]
-            left = _leave_behind(state[1]["__globals__"])
+            left = _leave_behind(module, state[1]["__globals__"])
             versions = _versions(module, obj, state[1]["__globals__"])
             state = (setter, state, module, versions, left)
             return maker, args, state, None, None, _set_function_state

@@ -196,7 +196,7 @@ def worker_lost_class() -> type:
 
 
 def _derive(original: ModuleType) -> None:
-    base = vars(original)["BrokenProcessPool"]
+    base = vars(original).get("BrokenProcessPool", BaseException)
     if _worker_lost is not None and base not in _worker_lost.__mro__:
         _worker_lost.__bases__ = (base,)
 

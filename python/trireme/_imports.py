@@ -102,8 +102,11 @@ _finder = _Finder()
 def _arrived(name: str, module: ModuleType) -> None:
     for then in _waiting.pop(name, ()):
         then(module)
-    if not _waiting and _finder in sys.meta_path:
-        sys.meta_path.remove(_finder)  # type: ignore[arg-type]
+    if not _waiting:
+        try:
+            sys.meta_path.remove(_finder)  # type: ignore[arg-type]
+        except ValueError:
+            pass  # another thread was first
 
 
 def look() -> None:

@@ -185,7 +185,7 @@ int tri_task_new_wait(struct tri_pool *p, uint32_t *slot)
 
         if (err != -EAGAIN)
             return err;
-        if (tri_pump(p) == 0)
+        if (tri_pump(p) == 0 && !(!p->hooks.run && tri_worker_help_any(p)))
             tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
     }
 }
@@ -250,7 +250,7 @@ int tri_submit(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, size_t o
         pthread_mutex_unlock(&p->lock);
         if (err != -EAGAIN)
             break;
-        if (tri_pump(p) == 0)
+        if (tri_pump(p) == 0 && !(!p->hooks.run && tri_worker_help_any(p)))
             tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
     }
     if (!err) {

@@ -106,6 +106,8 @@ bool tri_worker_inside(const struct tri_pool *p);
 /* Then run this task here, as hooks.run expects it, unless somebody has claimed it.  True: it is
  * done. */
 bool tri_worker_help(struct tri_pool *p, uint32_t slot, uint64_t ticket);
+/* The same with the first task of the queue: for who has no room for another one. */
+bool tri_worker_help_any(struct tri_pool *p);
 /* Leave a note of at most TRI_WORKER_NOTE bytes for the owner: why begin() failed. */
 void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes);
 /* Send (stream, bytes) to the owner, in pieces; blocks while the owner is slow.  False: this

@@ -367,13 +367,26 @@ static struct tri_worker *caller_of(const struct tri_pool *p)
         return NULL;
     for (uint32_t i = 0; i < p->view.nworkers; i++)
         if (pthread_equal(p->thread[i], me))
-            return &p->tworker[i];
+            return p->hooks.run && !p->tworker[i].local ? NULL : &p->tworker[i]; /* it is leaving */
     return NULL;
 }
 
 bool tri_worker_inside(const struct tri_pool *p)
 {
     return caller_of(p) != NULL;
+}
+
+/* Run a claimed task in the middle of another one. */
+static void run_inside(struct tri_worker *w, uint32_t slot, uint64_t mine)
+{
+    struct tri_slot *outer = w->slot;
+    uint64_t outer_word = w->word;
+
+    w->word = mine;
+    run(w, slot);
+    w->slot = outer;
+    w->word = outer_word;
+    tri_store_rlx(&w->view.worker[w->id].tasks, ++w->tasks);
 }
 
 /*
@@ -385,21 +398,26 @@ bool tri_worker_inside(const struct tri_pool *p)
 bool tri_worker_help(struct tri_pool *p, uint32_t slot, uint64_t ticket)
 {
     struct tri_worker *w = caller_of(p);
-    struct tri_slot *outer;
-    uint64_t outer_word, queued = tri_word(TRI_S_QUEUED, 0, 0, ticket), mine;
+    uint64_t queued = tri_word(TRI_S_QUEUED, 0, 0, ticket), mine;
 
     if (!w || slot >= w->view.nslots)
         return false;
     mine = tri_word(TRI_S_CLAIMED, w->id, w->gen, ticket);
     if (!tri_cas_sc(&w->view.slot[slot].state, &queued, mine))
         return false;
-    outer = w->slot;
-    outer_word = w->word;
-    w->word = mine;
-    run(w, slot);
-    w->slot = outer;
-    w->word = outer_word;
-    tri_store_rlx(&w->view.worker[w->id].tasks, ++w->tasks);
+    run_inside(w, slot, mine);
+    return true;
+}
+
+bool tri_worker_help_any(struct tri_pool *p)
+{
+    struct tri_worker *w = caller_of(p);
+    uint64_t mine;
+    uint32_t slot;
+
+    if (!w || !tri_queue_claim(&w->view, w->id, w->gen, &slot, &mine))
+        return false;
+    run_inside(w, slot, mine);
     return true;
 }
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextvars
+import decimal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -40,9 +43,7 @@ WAYS: dict[str, Callable[[tri.Pool, int], list[int]]] = {
 def test_every_thread_may_wait_in_a_task(way: str, workers: int) -> None:
     with tri.Pool(workers, kind="thread") as p:
         outer = [p.submit(WAYS[way], p, n) for n in range(1, 20)]
-        assert [f.result(LONG) for f in outer] == [
-            [i * i for i in range(n)] for n in range(1, 20)
-        ]
+        assert [f.result(LONG) for f in outer] == [[i * i for i in range(n)] for n in range(1, 20)]
 
 
 def test_tasks_may_wait_for_tasks_that_wait() -> None:
@@ -81,6 +82,65 @@ def test_a_time_limit_of_the_wait_is_kept() -> None:
 
     with tri.Pool(1, kind="thread") as p:
         assert p.submit(outer).result(LONG).result(LONG) == 9
+
+
+def test_a_task_that_is_run_so_finds_nothing_of_the_one_that_waits() -> None:
+    word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="none")
+
+    def inner() -> Any:
+        found = str(decimal.Decimal(1) / 3), word.get(), sys.exc_info()[1]
+        decimal.getcontext().prec = 3
+        word.set("inner")
+        return found
+
+    def outer() -> Any:
+        word.set("outer")
+        with decimal.localcontext() as context:
+            context.prec = 5
+            try:
+                raise LookupError("handled")
+            except LookupError:
+                found = p.submit(inner).result()
+                return found, word.get(), decimal.getcontext().prec, sys.exc_info()[0]
+
+    with tri.Pool(1, kind="thread") as p:
+        assert p.submit(outer).result(LONG) == (
+            ("0." + 28 * "3", "none", None),
+            "outer",
+            5,
+            LookupError,
+        )
+
+
+@pytest.mark.parametrize("kept", [60, 70])
+@pytest.mark.parametrize("way", ["submit", "map, chunks of one", "imap", "imap_unordered"])
+def test_a_task_may_have_more_in_flight_than_there_is_room_for(way: str, kept: int) -> None:
+    def outer() -> int:
+        futures = [p.submit(square, i) for i in range(kept)]
+        assert WAYS[way](p, 300) == [i * i for i in range(300)]
+        return sum(f.result() for f in futures)
+
+    with tri.Pool(1, kind="thread", slots=64) as p:
+        assert p.submit(outer).result(LONG) == sum(i * i for i in range(kept))
+
+
+def test_an_iterator_leaves_its_first_item_to_threads_that_are_free() -> None:
+    told = threading.Event()
+
+    def item(i: int) -> int:
+        if i == 0:
+            assert told.wait(LONG)
+        return i
+
+    def outer() -> list[int]:
+        out = []
+        for i in p.imap_unordered(item, range(4), chunk=1):
+            told.set()
+            out.append(i)
+        return out
+
+    with tri.Pool(3, kind="thread") as p:
+        assert sorted(p.submit(outer).result(LONG)) == [0, 1, 2, 3]
 
 
 def test_the_facades_pools_of_threads_can_do_it_too() -> None:

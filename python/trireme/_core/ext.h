@@ -83,6 +83,7 @@ typedef struct PoolObject {
     PyObject *told;     /* futures that ended and have somebody to tell */
     Py_ssize_t watched; /* futures not ended that somebody will be told of */
     PyObject *serve;    /* starts the thread that watches them; set from Python */
+    PyObject *born;     /* a facade's: born(dumps, ...) pickles for workers that inherit; or NULL */
     uint64_t outputs_seen;
 } PoolObject;
 
@@ -108,7 +109,8 @@ int pool_after(PoolObject *pool);
 /* Wait for news without the GIL.  timeout_ns < 0: for ever.  0; 1: timed out; -1: an exception
  * (a signal handler raised). */
 int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, int64_t timeout_ns);
-/* In a thread of the pool: run this task here unless somebody has claimed it.  True: it is done. */
+/* In a thread of the pool: run this task here unless somebody has claimed it, or with TRI_ANY_SLOT
+ * whichever is first.  True: it is done. */
 bool pool_help(PoolObject *pool, uint32_t slot, uint64_t ticket);
 /* A slot; waits while all are in use.  -1 with an exception. */
 int pool_slot(PoolObject *pool, uint32_t *slot);

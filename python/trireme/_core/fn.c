@@ -143,7 +143,8 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
 
     if (state_late_imports(st) < 0)
         return NULL;
-    pickled = PyObject_CallOneArg(st->dumps_function, fn);
+    pickled = pool->born ? PyObject_CallFunctionObjArgs(pool->born, st->dumps_function, fn, NULL)
+                         : PyObject_CallOneArg(st->dumps_function, fn);
     if (!pickled)
         return NULL;
     watch = PyObject_CallOneArg(st->function_watch, fn);

@@ -52,6 +52,7 @@ typedef struct JobObject {
     uint64_t most_bytes;               /* of a chunk's arguments or results */
     struct chunk *head, **tail;        /* sent, not yet given out */
     struct chunk *ready, **ready_tail; /* ended, not yet given out; not kept by J_ORDERED */
+    int64_t waits_ns;                  /* since when an iterator has nothing to give; 0 */
     PyThread_type_lock turn;           /* held by the thread inside next() */
     unsigned long turn_of;             /* that thread */
 } JobObject;

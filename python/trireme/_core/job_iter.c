@@ -13,6 +13,8 @@
 #include "base/clock.h"
 #include "job.h"
 
+#define MOMENT_NS 2000000
+
 /* All of a chunk's items were given out. */
 static void chunk_over(JobObject *j, struct chunk *c)
 {
@@ -76,6 +78,34 @@ static Py_ssize_t waiting_chunks(const JobObject *j)
     return n;
 }
 
+/*
+ * Nothing is there yet.  In a task of the same pool's, with nobody else to compute it: that is done
+ * here.  Whoever wants any result lets other threads have a moment first, for what they give may be
+ * what the first chunk waits for.
+ */
+static int wait_some(JobObject *j, uint32_t key, int64_t timeout_ns)
+{
+    uint32_t slot = j->head->slot;
+    uint64_t ticket = j->head->ticket;
+
+    if (j->mode == J_ORDERED)
+        return pool_wait(j->pool, key, slot, ticket, timeout_ns);
+    if (timeout_ns < 0 && tri_worker_inside(j->pool->core->p)) {
+        int64_t now = tri_now_ns(), moved;
+
+        /* By the clock: others who wait rouse this one again and again. */
+        if (!j->waits_ns)
+            j->waits_ns = now;
+        if (now - j->waits_ns < MOMENT_NS && j->pool->core->p->view.nworkers > 1) {
+            moved = pool_wait(j->pool, key, TRI_ANY_SLOT, 0, j->waits_ns + MOMENT_NS - now);
+            return moved < 0 ? -1 : 0;
+        }
+        if (pool_help(j->pool, slot, ticket))
+            return PyErr_CheckSignals() < 0 ? -1 : 0;
+    }
+    return pool_wait(j->pool, key, TRI_ANY_SLOT, ticket, timeout_ns);
+}
+
 /* next(), waiting at most timeout_ns.  NULL without an exception: the end. */
 static PyObject *next_value(JobObject *j, int64_t timeout_ns)
 {
@@ -90,6 +120,7 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
         if (j->stopped)
             return NULL;
         if (c && c->ended) {
+            j->waits_ns = 0;
             if (!c->values && !c->error && chunk_read(j, c, NULL)) {
                 if (!PyErr_ExceptionMatches(PyExc_Exception)) {
                     chunk_over(j, c);
@@ -118,10 +149,7 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
         if (moved == 0 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {
             if (timeout_ns > 0 && (timeout_ns = until - tri_now_ns()) <= 0)
                 timeout_ns = 0;
-            if (timeout_ns < 0 && pool_help(j->pool, j->head->slot, j->head->ticket))
-                continue;
-            moved = pool_wait(j->pool, key, j->mode == J_ORDERED ? j->head->slot : TRI_ANY_SLOT,
-                              j->head->ticket, timeout_ns);
+            moved = wait_some(j, key, timeout_ns);
             if (moved == 1 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {
                 PyErr_SetNone(PyExc_TimeoutError);
                 return NULL;

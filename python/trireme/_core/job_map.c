@@ -104,6 +104,7 @@ static int work_here(JobObject *j)
 static int run_map_steps(JobObject *j, int64_t timeout_ns)
 {
     int64_t until = timeout_ns > 0 ? tri_now_ns() + timeout_ns : 0, left = timeout_ns;
+    int64_t until_wide = 0;
 
     while (!j->error && j->done_items < j->n) {
         int64_t probe = 0;
@@ -125,10 +126,18 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         }
         if (moved < 0)
             goto failed;
-        if (moved)
+        if (moved) {
+            until_wide = 0;
             continue;
-        if (is_tiny(j) && j->in_flight > 0)
+        }
+        /* By the clock: others who wait may rouse this one again and again. */
+        if (until_wide && tri_now_ns() >= until_wide)
+            j->wide = true;
+        if (is_tiny(j) && j->in_flight > 0) {
             probe = PROBE_NS + 2 * (int64_t)(j->item_ns * (double)j->last_size);
+            if (!until_wide)
+                until_wide = tri_now_ns() + probe;
+        }
         if (j->caller && j->next < j->n && !probe) {
             if (work_here(j) < 0)
                 goto failed;

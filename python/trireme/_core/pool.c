@@ -144,9 +144,33 @@ int pool_pump(PoolObject *pool)
     return pool_after(pool) < 0 ? -1 : n;
 }
 
+/*
+ * A task runs on the stack of one that waits, and is to find nothing of that: no context variable,
+ * and no exception that is being handled.  What threading.local() holds both see.
+ */
 bool pool_help(PoolObject *pool, uint32_t slot, uint64_t ticket)
 {
-    return pool->threads && slot != TRI_ANY_SLOT && tri_worker_help(pool->core->p, slot, ticket);
+    struct tri_pool *p = pool->core->p;
+    PyObject *context, *handled;
+    bool done = false;
+
+    if (!pool->threads || pool->core->ended || !tri_worker_inside(p))
+        return false;
+    context = PyContext_New();
+    if (!context || PyContext_Enter(context) < 0) {
+        PyErr_Clear();
+        Py_XDECREF(context);
+        return false;
+    }
+    handled = PyErr_GetHandledException();
+    PyErr_SetHandledException(NULL);
+    done = slot == TRI_ANY_SLOT ? tri_worker_help_any(p) : tri_worker_help(p, slot, ticket);
+    PyErr_SetHandledException(handled);
+    Py_XDECREF(handled);
+    if (PyContext_Exit(context) < 0)
+        PyErr_Clear();
+    Py_DECREF(context);
+    return done;
 }
 
 int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, int64_t timeout_ns)
@@ -154,7 +178,7 @@ int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, in
     int err;
 
     /* A thread of the pool waits in a task: see tri_worker_help(). */
-    if (timeout_ns < 0 && pool_help(pool, slot, ticket))
+    if (timeout_ns < 0 && slot != TRI_ANY_SLOT && pool_help(pool, slot, ticket))
         return PyErr_CheckSignals() < 0 ? -1 : 0;
     Py_BEGIN_ALLOW_THREADS err = tri_wait(pool->core->p, key, slot, ticket, timeout_ns);
     Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
@@ -176,6 +200,8 @@ int pool_slot(PoolObject *pool, uint32_t *slot)
             return -1;
         }
         n = pool_pump(pool);
+        if (n == 0 && pool_help(pool, TRI_ANY_SLOT, 0))
+            continue;
         if (n < 0 || (n == 0 && pool_wait(pool, key, TRI_ANY_SLOT, 0, -1) < 0))
             return -1;
     }
@@ -193,6 +219,8 @@ int pool_push(PoolObject *pool, uint32_t slot, const struct options *opt, void *
         if (err != -EAGAIN)
             return err;
         n = pool_pump(pool);
+        if (n == 0 && pool_help(pool, TRI_ANY_SLOT, 0))
+            continue;
         if (n < 0 || (n == 0 && pool_wait(pool, key, TRI_ANY_SLOT, 0, -1) < 0))
             return -EINTR; /* with an exception */
     }
@@ -511,6 +539,7 @@ static int pool_traverse(PyObject *obj, visitproc visit, void *arg)
     Py_VISIT(self->last_fn);
     Py_VISIT(self->told);
     Py_VISIT(self->serve);
+    Py_VISIT(self->born);
     if (self->core)
         Py_VISIT(self->core->thread.error); /* its traceback has frames, and those the pool */
     return 0;
@@ -524,6 +553,7 @@ static int pool_clear(PyObject *obj)
     Py_CLEAR(self->last_fn);
     Py_CLEAR(self->told);
     Py_CLEAR(self->serve);
+    Py_CLEAR(self->born);
     return 0;
 }
 
@@ -618,7 +648,17 @@ static PyObject *pool_get_fork(PyObject *obj, void *closure)
     return PyBool_FromLong(self->core && tri_pool_is_fork(self->core->p));
 }
 
+static int pool_set_born(PyObject *obj, PyObject *value, void *closure)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)closure;
+    Py_XSETREF(self->born, value && value != Py_None ? Py_NewRef(value) : NULL);
+    return 0;
+}
+
 static PyGetSetDef pool_getset[] = {
+    {"_born", NULL, pool_set_born, NULL, NULL},
     {"_watched", pool_get_watched, NULL, NULL, NULL},
     {"_broken", pool_get_broken, NULL, NULL, NULL},
     {"_refused", pool_get_refused, NULL, NULL, NULL},

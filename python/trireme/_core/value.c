@@ -246,13 +246,16 @@ static int args_pickle(PoolObject *pool, struct tri_slot *s, PyObject *obj, cons
                        Py_ssize_t items)
 {
     struct arg_room room = {pool, s, items};
-    PyObject *name, *pair;
+    PyObject *name, *pair = NULL;
     int err;
 
     if (state_late_imports(pool->st) < 0)
         return -1;
     name = PyUnicode_FromString(what);
-    pair = name ? PyObject_CallFunctionObjArgs(pool->st->dumps, obj, name, NULL) : NULL;
+    if (name && pool->born)
+        pair = PyObject_CallFunctionObjArgs(pool->born, pool->st->dumps, obj, name, NULL);
+    else if (name)
+        pair = PyObject_CallFunctionObjArgs(pool->st->dumps, obj, name, NULL);
     Py_XDECREF(name);
     if (!pair)
         return -1;

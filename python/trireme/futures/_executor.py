@@ -21,7 +21,7 @@ from _thread import start_new_thread
 from collections import deque
 from concurrent.futures import _base
 from functools import partial
-from itertools import chain, islice, starmap
+from itertools import islice, starmap
 
 from .. import _attend, _pool
 
@@ -206,8 +206,8 @@ class PoolExecutor(_base.Executor):
         self._down = False
         self._why_broken: str | None = None
         self._sent: list[weakref.ref[Any]] = []
-        # By the id of a function: the function, and what is sent in its place.
-        self._born: dict[int, tuple[Any, Any]] = {}
+        # Of an executor that forks: what its workers have inherited.
+        self._born: Any = None
         # How many workers the original would have by now: it starts one when none is idle.
         self._shown_workers = 0
         self._counting = True  # until they are all there
@@ -273,8 +273,8 @@ class PoolExecutor(_base.Executor):
             self._count_workers(1)
         try:
             send = self._send or self._opening()
-            if self._born:
-                fn = self._born.get(id(fn), (fn, fn))[1]
+            if self._born is not None:
+                fn = self._born.sent_as(fn)
             if type(fn) is _Function or _plain(fn):
                 if not kwargs:
                     future = send(fn, *args)
@@ -350,11 +350,7 @@ class PoolExecutor(_base.Executor):
         rows: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
         if chunksize == 1 or not self._chunks:
             return self._results(fn, rows, end, buffersize)
-        if self._send is None and (row := next(rows, None)) is not None:
-            rows = chain((row,), rows)
-            self._open()
         chunks = iter(lambda: (list(islice(rows, chunksize)),), ([],))
-        fn = self._born.get(id(fn), (fn, fn))[1]
         return _chunk_values(self._results(partial(_run_chunk, fn), chunks, end, buffersize))
 
     _chunks = True
@@ -399,8 +395,8 @@ class PoolExecutor(_base.Executor):
                 return futures
             futures.append(self.submit(fn, *row))  # opens the pool, and checks
             send = self._send or self._open_and_send
-            if self._born:
-                fn = self._born.get(id(fn), (fn, fn))[1]
+            if self._born is not None:
+                fn = self._born.sent_as(fn)
             one = partial(send, fn) if _plain(fn) else partial(send, _call, fn)
             try:
                 futures.extend(starmap(one, rows))
@@ -470,6 +466,6 @@ class PoolExecutor(_base.Executor):
         with self._lock:
             self._finalizer.detach()
             self._opened.clear()
-            self._born = {}
+            self._born = None
             self._pool = None
             self._sent.clear()

@@ -32,17 +32,16 @@ def begin(
         _initialize(initializer, initargs)
 
 
-def begin_inherited(breaks: bool, initializer: Callable[..., object] | None, number: int) -> None:
-    """The same for a worker that was forked from the owner; *initializer* if it could travel."""
-    info, here, initargs = inherited[number]
+def begin_inherited(breaks: bool, number: int) -> None:
+    """The same for a worker that was forked from the owner, and so has the initializer."""
+    info, initializer, initargs = inherited[number]
     _become(info)
-    if info["versions"]:
-        from ..multiprocessing import _worker
+    from ..multiprocessing import _worker
 
-        _worker.keep(info)
+    _worker.keep(info)
     _like_original(breaks)
-    if initializer is not None or here is not None:
-        _initialize(initializer or here, initargs)
+    if initializer is not None:
+        _initialize(initializer, initargs)
 
 
 def _become(info: dict[str, Any]) -> None:
@@ -114,6 +113,7 @@ def _initialize(initializer: Callable[..., object], initargs: tuple[Any, ...]) -
         import logging
 
         from .. import _errors
+
         logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
         # This process leaves without much ado, and the record may be in a queue's thread.
         util = sys.modules.get("multiprocessing.util")

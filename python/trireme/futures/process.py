@@ -31,7 +31,7 @@ from itertools import islice
 from multiprocessing import context as _mp_context
 from typing import Literal, cast
 
-from .. import _imports, _pickling, _pool
+from .. import _imports, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
 from .._errors import broken_process_pool
 from .._options import _integer
@@ -63,15 +63,6 @@ _PLAIN.add(_born.Stand)
 # ---------------------------------------------------------------------------------------------
 # Initializers, and locks among their arguments
 # ---------------------------------------------------------------------------------------------
-
-
-def _by_value(initializer: Callable[..., object]) -> Callable[..., object] | None:
-    """*initializer*, if it can travel as the tasks do and so share its globals with them."""
-    try:
-        _pickling.dumps_inband(initializer)
-    except Exception:
-        return None
-    return initializer
 
 
 class _Popen:
@@ -378,9 +369,10 @@ class ProcessPoolExecutor(_Executor):
         try:
             info = _lend.describe(models, start, register)
             if start == "fork":
-                self._born = _born.functions()
-                info.update(classes=_born.classes(), versions=_born.versions())
+                born = self._born = _born.Born()
+                info.update(classes=born.classes(), modules=born.modules)
             pool = self._open_pool(open_pool, info, breaks)
+            pool._born = self._born
         except BaseException:
             os.close(register)
             raise
@@ -404,11 +396,8 @@ class ProcessPoolExecutor(_Executor):
         else:
             number = id(self)
             inherited[number] = (info, self._initializer, tuple(self._initargs))
-            sent = None  # it is there
-            if self._initializer is not None and id(self._initializer) not in self._born:
-                sent = _by_value(self._initializer)
             try:
-                pool = open_pool(initializer=begin_inherited, initargs=(breaks, sent, number))
+                pool = open_pool(initializer=begin_inherited, initargs=(breaks, number))
             finally:
                 del inherited[number]
         return cast("_pool.Pool", pool)
@@ -518,7 +507,7 @@ class ProcessPoolExecutor(_Executor):
 
 def _derive(original: ModuleType) -> None:
     # Not by its attribute: where the doors are open that is ours.
-    base = vars(original)["ProcessPoolExecutor"]
+    base = vars(original).get("ProcessPoolExecutor", object)
     if base not in ProcessPoolExecutor.__mro__:
         ProcessPoolExecutor.__bases__ = (PoolExecutor, base)
 

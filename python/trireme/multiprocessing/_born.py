@@ -15,68 +15,94 @@ from . import _worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
-def functions() -> dict[int, tuple[Any, Any]]:
-    """By id, the functions of modules that only a fork of this process has.
+class Born:
+    """What the workers of one fork inherit of modules that no fresh process can import.
 
-    They are there in its workers with the globals they have now, locks and queues among them, and
-    so go by name.  One that is defined later goes by value.
+    Called, it pickles for those workers: what they have is not sent, be it as a part of something
+    that goes by value, a partial() or a lambda.  Such code runs in the modules themselves, so it
+    finds what an initializer or a task has set there.  A global that the program binds anew after
+    the fork is sent, and from then on always.
     """
-    _pickling._look_for_strange_modules()
-    found = {}
-    for name in [*_pickling._strange]:
-        module = sys.modules.get(name)
-        for value in list(vars(module).values()) if isinstance(module, types.ModuleType) else ():
-            if (
-                isinstance(value, types.FunctionType)
-                and value.__module__ == name
-                and _pickling._resolve(name, value.__qualname__) is value
-            ):
-                where = (name.encode(), value.__qualname__)
-                found[id(value)] = (value, Stand(_worker.find, where, value))
-    return found
 
+    def __init__(self) -> None:
+        _pickling._look_for_strange_modules()
+        self.modules = [
+            name
+            for name in [*_pickling._strange]
+            if isinstance(sys.modules.get(name), types.ModuleType)
+        ]
+        self._globals = {name: dict(vars(sys.modules[name])) for name in self.modules}
+        self._rebound: set[tuple[str, str]] = set()
+        self._functions: dict[int, tuple[Any, Stand]] = {}
+        for module, bound in self._globals.items():
+            for value in bound.values():
+                if (
+                    isinstance(value, types.FunctionType)
+                    and value.__module__ == module
+                    and _pickling._resolve(module, value.__qualname__) is value
+                ):
+                    where = (module.encode(), value.__qualname__)
+                    self._functions[id(value)] = (value, Stand(_worker.find, where, value))
 
-def versions() -> dict[str, dict[str, int]]:
-    """What the workers have of the same modules, for functions that go by value all the same."""
-    return {
-        name: _byvalue.scalar_versions(name)
-        for name in [*_pickling._strange]
-        if isinstance(sys.modules.get(name), types.ModuleType)
-    }
-
-
-def classes() -> list[type]:
-    """The classes of modules that only a fork of this process has: its workers have them, too.
-
-    Under the ids that they get here, before the fork, instances of them are sent.  So a worker
-    finds its own class, the one that functions which go by name know.
-    """
-    _pickling._look_for_strange_modules()
-    found: dict[type, None] = {}
-    for name in [*_pickling._strange]:
-        module = sys.modules.get(name)
-        waiting = list(vars(module).values()) if isinstance(module, types.ModuleType) else []
-        while waiting:
-            value = waiting.pop()
-            if (
-                isinstance(value, type)
-                and value not in found
-                and value.__module__ == name
-                and _pickling._resolve(name, value.__qualname__) is value
-            ):
-                found[value] = None
-                waiting.extend(vars(value).values())
-    if found:
+    def __call__(self, dumps: Callable[..., Any], *args: Any) -> Any:
+        """dumps(*args), for these workers."""
+        target = _byvalue._target
+        before = getattr(target, "born", None)
+        target.born = self
         try:
-            from cloudpickle import cloudpickle
-        except ImportError:
-            return []  # said when one of them is sent
-        for value in found:
-            cloudpickle._get_or_create_tracker_id(value)
-    return list(found)
+            return dumps(*args)
+        finally:
+            target.born = before
+
+    def stand(self, function: Any) -> Stand | None:
+        """What is sent in the place of *function*; None: it is not inherited."""
+        known = self._functions.get(id(function))
+        return None if known is None else known[1]
+
+    def sent_as(self, function: Any) -> Any:
+        """The same, or *function* itself."""
+        return self._functions.get(id(function), (None, function))[1]
+
+    def has(self, module: str, name: str, value: Any) -> bool:
+        """Whether the workers have *value* as that global, or had it when they began."""
+        bound = self._globals.get(module)
+        if bound is None:
+            return False
+        if bound.get(name, _pickling.MISSING) is not value:
+            self._rebound.add((module, name))
+        return (module, name) not in self._rebound
+
+    def classes(self) -> list[type]:
+        """The classes of these modules, under the ids that they get here, before the fork.
+
+        Instances are sent under these ids.  So a worker finds its own class, the one that functions
+        which go by name know.
+        """
+        found: dict[type, None] = {}
+        for module, bound in self._globals.items():
+            waiting = list(bound.values())
+            while waiting:
+                value = waiting.pop()
+                if (
+                    isinstance(value, type)
+                    and value not in found
+                    and value.__module__ == module
+                    and _pickling._resolve(module, value.__qualname__) is value
+                ):
+                    found[value] = None
+                    waiting.extend(vars(value).values())
+        if found:
+            try:
+                from cloudpickle import cloudpickle
+            except ImportError:
+                return []  # said when one of them is sent
+            for value in found:
+                cloudpickle._get_or_create_tracker_id(value)
+        return list(found)
 
 
 class Stand:

@@ -174,11 +174,11 @@ def become(info: Info) -> None:
 
 def keep(info: Info) -> None:
     """Of what a fork has inherited: these classes are the ones that arrive, and stay what they are;
-    globals in these versions need not be taken from functions that arrive.
+    functions that arrive for these modules live in them.
     """
     from trireme import _byvalue
 
-    _byvalue._inherited.update(info["versions"])
+    _byvalue._inherited.update(info["modules"])
     if info["classes"]:
         _byvalue._class_tables()
         _byvalue._own_classes.update(info["classes"])
@@ -221,7 +221,7 @@ def begin(setup: int | Info) -> None:
     become(info)
     _ways.follow()
     _core._own_arguments()  # tasks write to what they get: there it is a copy
-    if "versions" in info:
+    if "modules" in info:
         keep(info)
     if info["by_name"]:
         _results_by_name()

@@ -121,7 +121,7 @@ class Pool:
             raise TypeError("initializer must be a callable")
         self._processes = operator.index(processes)
         self._functions: dict[int, tuple[Any, Any]] = {}
-        self._born: dict[int, tuple[Any, Any]] = {}
+        self._born: _born.Born | None = None
         self._feeders: list[threading.Thread] = []
         self._teller = Teller()
         self._native: Any = self._open()
@@ -146,7 +146,6 @@ class Pool:
             if method == "fork":
                 number = next(_setups)
                 _worker.inherited[number] = info
-                self._born = _born.functions()
                 try:
                     native = self._open_native(number, options)
                 finally:
@@ -157,6 +156,7 @@ class Pool:
         except BaseException:
             lender.close()
             raise
+        native._born = self._born
         self._register = lender.register
         self._close_lender = weakref.finalize(native, lender.close)
         self._close_lender.atexit = False
@@ -191,7 +191,8 @@ class Pool:
             initargs=tuple(self._initargs),
         )
         if method == "fork":
-            info.update(classes=_born.classes(), versions=_born.versions())
+            self._born = _born.Born()
+            info.update(classes=self._born.classes(), modules=self._born.modules)
         return info
 
     # ------------------------------------------------------------------ sending
@@ -202,8 +203,8 @@ class Pool:
 
     def _send(self, func: Any, args: Any, kwds: Any) -> Any:
         """A future of ``func(*args, **kwds)``; what cannot be sent is its exception."""
-        if self._born:
-            func = self._born.get(id(func), (func, func))[1]
+        if self._born is not None:
+            func = self._born.sent_as(func)
         if kwds and not _OPTIONS.isdisjoint(kwds):
             func, kwds = partial(func, **kwds), {}
         try:
@@ -220,7 +221,7 @@ class Pool:
         if known is None or known[0] is not func:
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()
-            sent = self._born.get(id(func), (func, func))[1]
+            sent = func if self._born is None else self._born.sent_as(func)
             known = self._functions[key] = (func, self._stand(run, sent, func))
         return known[1]
 
@@ -335,7 +336,8 @@ class Pool:
     def _imap(self, kind: Any, func: Any, iterable: Iterable[Any], chunksize: int) -> Any:
         self._check_running()
         if chunksize == 1:
-            func = self._born.get(id(func), (func, func))[1]
+            if self._born is not None:
+                func = self._born.sent_as(func)
             return self._started(kind(self._native, func, iterable))
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
@@ -384,7 +386,7 @@ class Pool:
 
     def _clear(self) -> None:
         self._functions.clear()
-        self._born = {}
+        self._born = None
         if self._native._joined:
             self._close_lender()
 
