@@ -459,19 +459,21 @@ def _by_value_pickler() -> Any:
             if kind is cached_function and not _found_by_name(obj):
                 return _make_cached, (obj.__wrapped__, obj.cache_parameters())
             is_class = issubclass(kind, type)
+            born = getattr(_target, "born", None)
             if not is_class and kind is not types.FunctionType:
+                if born is not None and kind is types.MethodType and born.binds(obj):
+                    return getattr, (obj.__self__, obj.__func__.__name__)
                 if issubclass(kind, descriptors) and kind.__reduce__ is object.__reduce__:
                     return self._reduce_descriptor(obj)
                 return NotImplemented
-            born = getattr(_target, "born", None)
-            if born is not None and not is_class and (stand := born.stand(obj)) is not None:
+            if born is not None and (stand := born.stand(obj)) is not None:
                 return stand.__reduce__()
             if self.is_result:
                 if _resolve(obj.__module__, obj.__qualname__) is obj:
                     return NotImplemented  # a fork of the owner: the owner has it by name
                 if is_class and obj in _from_owner:
                     return _class_by_id, (_from_owner[obj], obj.__qualname__)
-            elif is_class and not self.inline_classes and not _found_by_name(obj):
+            elif is_class and not self.inline_classes and born is None and not _found_by_name(obj):
                 kept = _class_pickles.get(obj)
                 if kept is not None and kept.is_right():
                     return kept.reduced

@@ -168,7 +168,7 @@ def test_functions_that_a_fork_inherits_go_by_name(run_script: Any) -> None:
     out, err = run_script(INHERITED)
     assert out.split("\n") == [
         "101 306",
-        "True",
+        "False",
         "[100, 101, 102, 103] [100, 101, 102, 103]",
         "True",
         "6",

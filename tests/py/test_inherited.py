@@ -124,6 +124,97 @@ for kind in KINDS:
 """,
 }
 
+PROGRAMS["methods, and what the program binds meanwhile"] = """
+import threading
+count = 0
+class Job:
+    lock = threading.Lock()
+    def run(self):
+        global count
+        with self.lock:
+            count += 1
+        return count
+    def over(self, items):
+        return workers.map(self.one, items)
+    def one(self, x):
+        return [x, count]
+def read():
+    return count
+for kind in KINDS:
+    count = 0
+    workers = kind()
+    with workers as p:
+        out = []
+        for i in range(4):
+            out.append(p.apply(Job().run))
+            count = 100 + i
+        print(out, p.apply(read), p.apply(partial(read)), Job().over([1, 2]))
+"""
+PROGRAMS["after the same class went to other pools"] = """
+import multiprocessing
+spawned = mp.get_context("forkserver")
+model = None
+def begin(value):
+    global model
+    model = value
+def get():
+    return model
+class C:
+    def method(self):
+        return model
+def is_c(c):
+    return isinstance(c, C), c.method()
+if __name__ == "__main__":
+    for kind in KINDS:
+        with kind(begin, (7,)) as p:
+            print(p.apply(get), p.apply(is_c, (C(),)), p.apply(C().method), p.apply(get))
+        with spawned.Pool(1, begin, (8,)) as p:
+            print(p.apply(is_c, (C(),)))
+"""
+PROGRAMS["odd globals"] = """
+import weakref
+class Thing:
+    pass
+class Lazy:
+    @property
+    def __class__(self):
+        raise RuntimeError("not set up")
+class Meta(type):
+    def __eq__(self, other):
+        return self is other
+class Unhashable(metaclass=Meta):
+    pass
+thing = Thing()
+dead = weakref.proxy(thing)
+del thing
+lazy = Lazy()
+def f(x):
+    return x
+for kind in KINDS:
+    with kind() as p:
+        print(p.apply(f, (1,)), p.apply(partial(f, 2)))
+"""
+PROGRAMS["what is dropped is freed"] = """
+import gc, weakref
+class Big:
+    pass
+def f(x):
+    return x
+big = Big()
+kept = [p for p in [pool()]]
+print(kept[0].apply(f, (1,)))
+gone = weakref.ref(big)
+del big
+print(gone() is None)
+executor = futures.ProcessPoolExecutor(1, context)
+print(executor.submit(f, 1).result())
+gone = weakref.ref(executor)
+del executor
+gc.collect()
+print(gone() is None)
+kept[0].terminate()
+"""
+
 LATE = """
 base, label = 1, "before"
 def begin():

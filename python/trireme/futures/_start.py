@@ -38,7 +38,7 @@ def begin_inherited(breaks: bool, number: int) -> None:
     _become(info)
     from ..multiprocessing import _worker
 
-    _worker.keep(info)
+    _worker.keep(info["modules"])
     _like_original(breaks)
     if initializer is not None:
         _initialize(initializer, initargs)

@@ -369,8 +369,8 @@ class ProcessPoolExecutor(_Executor):
         try:
             info = _lend.describe(models, start, register)
             if start == "fork":
-                born = self._born = _born.Born()
-                info.update(classes=born.classes(), modules=born.modules)
+                self._born = _born.Born()
+                info["modules"] = self._born.modules
             pool = self._open_pool(open_pool, info, breaks)
             pool._born = self._born
         except BaseException:

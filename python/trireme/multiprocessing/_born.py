@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 
 from .. import _byvalue, _pickling
 from . import _worker
@@ -35,18 +36,37 @@ class Born:
             for name in [*_pickling._strange]
             if isinstance(sys.modules.get(name), types.ModuleType)
         ]
-        self._globals = {name: dict(vars(sys.modules[name])) for name in self.modules}
+        # By id: a function or class, and what is sent in its place; None: it is known by its class.
+        self._parts: dict[int, tuple[Any, Stand | None]] = {}
+        self._globals: dict[str, dict[str, Callable[[], Any]]] = {}
         self._rebound: set[tuple[str, str]] = set()
-        self._functions: dict[int, tuple[Any, Stand]] = {}
-        for module, bound in self._globals.items():
-            for value in bound.values():
-                if (
-                    isinstance(value, types.FunctionType)
-                    and value.__module__ == module
-                    and _pickling._resolve(module, value.__qualname__) is value
-                ):
-                    where = (module.encode(), value.__qualname__)
-                    self._functions[id(value)] = (value, Stand(_worker.find, where, value))
+        for module in self.modules:
+            bound = dict(vars(sys.modules[module]))
+            self._globals[module] = {name: _hold(value) for name, value in bound.items()}
+            self._enter(module, list(bound.values()))
+
+    def _enter(self, module: str, values: list[Any]) -> None:
+        """Find the functions and classes among *values*, and in these classes."""
+        while values:
+            value = values.pop()
+            kind = type(value)  # not isinstance(), which asks the object
+            part = value.__func__ if kind is staticmethod or kind is classmethod else value
+            is_class = issubclass(kind, type)
+            if (
+                not (is_class or type(part) is types.FunctionType)
+                or id(part) in self._parts
+                or part.__module__ != module
+            ):
+                continue
+            if _pickling._resolve(module, part.__qualname__) is part:
+                where = (module.encode(), part.__qualname__)
+                self._parts[id(part)] = (part, Stand(_worker.find, where, part))
+            elif kind is classmethod:
+                self._parts[id(part)] = (part, None)
+            else:
+                continue
+            if is_class:
+                values.extend(vars(part).values())
 
     def __call__(self, dumps: Callable[..., Any], *args: Any) -> Any:
         """dumps(*args), for these workers."""
@@ -58,51 +78,41 @@ class Born:
         finally:
             target.born = before
 
-    def stand(self, function: Any) -> Stand | None:
-        """What is sent in the place of *function*; None: it is not inherited."""
-        known = self._functions.get(id(function))
+    def stand(self, part: Any) -> Stand | None:
+        """What is sent in the place of a function or class; None: it is not inherited."""
+        known = self._parts.get(id(part))
         return None if known is None else known[1]
 
     def sent_as(self, function: Any) -> Any:
         """The same, or *function* itself."""
-        return self._functions.get(id(function), (None, function))[1]
+        return self.stand(function) or function
+
+    def binds(self, method: types.MethodType) -> bool:
+        """Whether *method* is what its object has under the name of an inherited function."""
+        if id(method.__func__) not in self._parts:
+            return False
+        try:
+            return bool(getattr(method.__self__, method.__func__.__name__) == method)
+        except Exception:
+            return False
 
     def has(self, module: str, name: str, value: Any) -> bool:
         """Whether the workers have *value* as that global, or had it when they began."""
         bound = self._globals.get(module)
         if bound is None:
             return False
-        if bound.get(name, _pickling.MISSING) is not value:
+        held = bound.get(name)
+        if held is None or held() is not value:
             self._rebound.add((module, name))
         return (module, name) not in self._rebound
 
-    def classes(self) -> list[type]:
-        """The classes of these modules, under the ids that they get here, before the fork.
 
-        Instances are sent under these ids.  So a worker finds its own class, the one that functions
-        which go by name know.
-        """
-        found: dict[type, None] = {}
-        for module, bound in self._globals.items():
-            waiting = list(bound.values())
-            while waiting:
-                value = waiting.pop()
-                if (
-                    isinstance(value, type)
-                    and value not in found
-                    and value.__module__ == module
-                    and _pickling._resolve(module, value.__qualname__) is value
-                ):
-                    found[value] = None
-                    waiting.extend(vars(value).values())
-        if found:
-            try:
-                from cloudpickle import cloudpickle
-            except ImportError:
-                return []  # said when one of them is sent
-            for value in found:
-                cloudpickle._get_or_create_tracker_id(value)
-        return list(found)
+def _hold(value: Any) -> Callable[[], Any]:
+    """What gives *value* while it lives.  Weak where it can be: it may hold the pool."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 class Stand:

@@ -172,16 +172,11 @@ def become(info: Info) -> None:
         util._run_after_forkers()
 
 
-def keep(info: Info) -> None:
-    """Of what a fork has inherited: these classes are the ones that arrive, and stay what they are;
-    functions that arrive for these modules live in them.
-    """
+def keep(modules: Iterable[str]) -> None:
+    """Have functions that arrive by value for these modules, inherited by a fork, live in them."""
     from trireme import _byvalue
 
-    _byvalue._inherited.update(info["modules"])
-    if info["classes"]:
-        _byvalue._class_tables()
-        _byvalue._own_classes.update(info["classes"])
+    _byvalue._inherited.update(modules)
 
 
 def _results_by_name() -> None:
@@ -221,8 +216,7 @@ def begin(setup: int | Info) -> None:
     become(info)
     _ways.follow()
     _core._own_arguments()  # tasks write to what they get: there it is a copy
-    if "modules" in info:
-        keep(info)
+    keep(info.get("modules", ()))
     if info["by_name"]:
         _results_by_name()
     if info["initializer"] is not None:

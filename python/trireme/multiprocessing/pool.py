@@ -192,7 +192,7 @@ class Pool:
         )
         if method == "fork":
             self._born = _born.Born()
-            info.update(classes=self._born.classes(), modules=self._born.modules)
+            info["modules"] = self._born.modules
         return info
 
     # ------------------------------------------------------------------ sending
@@ -386,7 +386,7 @@ class Pool:
 
     def _clear(self) -> None:
         self._functions.clear()
-        self._born = None
+        self._born = self._native._born = None
         if self._native._joined:
             self._close_lender()
 
