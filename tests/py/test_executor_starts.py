@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,27 +14,17 @@ from typing import Any
 
 import pytest
 from conftest import PROCESSES
+from faultlib import alive, until
 from trireme import _imports
 from trireme.futures import ProcessPoolExecutor
 
 LONG = 60
 
 
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def gone(pid: int) -> bool:
-    return not os.path.exists(f"/proc/{pid}")
-
-
 def meet(folder: Path) -> int:
     """One of two tasks: each waits until the other one runs, too."""
     (folder / str(os.getpid())).touch()
-    until(lambda: len(list(folder.iterdir())) == 2)
+    until(lambda: len(list(folder.iterdir())) == 2, LONG)
     return os.getpid()
 
 
@@ -48,9 +37,9 @@ def test_a_death_that_nobody_looks_at_ends_the_other_workers(start: str, tmp_pat
         assert threading.active_count() == before
         asleep = [e.submit(time.sleep, LONG) for _ in range(2)]
         queued = e.submit((tmp_path / "ran").touch)
-        until(lambda: all(f.running() for f in asleep))
+        until(lambda: all(f.running() for f in asleep), LONG)
         os.kill(min(pids), signal.SIGKILL)
-        until(lambda: all(map(gone, pids)))
+        until(lambda: not any(map(alive, pids)), LONG)
         for f in (*asleep, queued):
             assert f.done()
             assert isinstance(f.exception(), BrokenProcessPool)
