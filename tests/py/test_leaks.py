@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
+import functools
 import gc
 import itertools
 import os
@@ -321,7 +322,23 @@ def waiting_in_the_library_s_ways(pool: Any) -> None:
     async def main() -> int:
         return int(await pool.submit(same, 4))
 
-    assert asyncio.run(main()) == 4
+    assert loop().run_until_complete(main()) == 4
+
+
+@functools.cache
+def loop() -> asyncio.AbstractEventLoop:
+    """One for all calls: asyncio.run() makes one each time, and then CPython's own caches (also
+    with no pool anywhere) take several hundred calls to fill, a block or three in each.
+    """
+    return asyncio.new_event_loop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_loop_is_left() -> Iterator[None]:
+    yield
+    if loop.cache_info().currsize:
+        loop().close()
+        loop.cache_clear()
 
 
 @act
