@@ -8,6 +8,7 @@ take too long is cut to `SECONDS` by the system's expected cost and scaled; `sca
 """
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def latency_idle(system: System, quick: bool) -> Numbers:
     """One task after 5 ms in which nobody did anything.
 
     Of Trireme also: after 5 ms in which its workers did nothing, when the caller has just run a
-    task on a pool of threads, so that its own code is in the caches.
+    task on a pool of threads, so that its own code is in the caches; and with caller and workers
+    bound to one CPU, or to one each, where the kernel's choice makes no difference.
     """
     opened(system)
     n = 40 if quick else 200
@@ -95,6 +97,14 @@ def latency_idle(system: System, quick: bool) -> Numbers:
             times = after_idleness(lambda: other.submit(plus_one, 1).result())
         out |= {"warm_caller_p10_us": 1e6 * times[n // 10],
                 "warm_caller_p50_us": 1e6 * times[n // 2]}
+        allowed = os.sched_getaffinity(0)
+        places = {"one_cpu_p50_us": min(allowed), "two_cpus_p50_us": max(allowed)}
+        os.sched_setaffinity(0, {min(allowed)})
+        for name, cpu in places.items() if len(allowed) > 1 else ():
+            for pid in system.pool.stats()["pids"]:
+                os.sched_setaffinity(pid, {cpu})
+            out[name] = 1e6 * after_idleness(int)[n // 2]
+        os.sched_setaffinity(0, allowed)
     system.close()
     return out
 
@@ -339,7 +349,13 @@ FIGURES = (
             at_most("p50_us", of("Pool fork", "p50_us", 1 / 80))),)),
     Figure("latency_idle", latency_idle, ("trireme", *PROCESSES, "threads"), (
         Bar("round trip after 5 ms of idleness, p50", "p50_us", "us",
-            "<= 1/5 of Pool, <= 1.5x bare futexes", idle_reached),), ("futex_wake",)),
+            "<= 1/5 of Pool, <= 1.5x bare futexes", idle_reached),
+        Bar("the same, all on one CPU", "one_cpu_p50_us", "us", "<= 1.5x bare futexes there",
+            at_most("one_cpu_p50_us", of("futex_wake", "one_cpu_p50_us", 1.5))),
+        Bar("the same, each side on a CPU of its own", "two_cpus_p50_us", "us",
+            "<= 1.5x bare futexes there",
+            at_most("two_cpus_p50_us", of("futex_wake", "two_cpus_p50_us", 1.5)))),
+        ("futex_wake",)),
     Figure("futures", futures, ("trireme", "Pool fork", "executor", "MPIRE", "Pebble", "Ray",
                                 "threads"), (
         Bar("submit + result of 50,000 futures", "per_s", "/s", ">= 25x Pool",

@@ -5,9 +5,11 @@
  * Two processes share two words.  After 5 ms in which both did nothing the first stores to `ask`
  * and wakes the second, which sleeps on it; that one stores to `answer`.  The first either sleeps
  * on the answer as well (p50_us: two wake-ups, there and back) or watches it come
- * (one_wake_p50_us).
+ * (one_wake_p50_us).  The kernel decides where they run; one_cpu_p50_us and two_cpus_p50_us are of
+ * two that sleep and are bound, to the same CPU or each to its own.
  */
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -85,12 +87,25 @@ static void measure(struct words *w, double *us, int n, int sleep)
     qsort(us, (size_t)n, sizeof *us, by_value);
 }
 
+/* Let a process run on the nth CPU of all, and nowhere else. */
+static int bind_to(pid_t pid, const cpu_set_t *all, int nth)
+{
+    cpu_set_t one;
+
+    CPU_ZERO(&one);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, all) && nth-- == 0)
+            CPU_SET(cpu, &one);
+    return sched_setaffinity(pid, sizeof one, &one);
+}
+
 int main(int argc, char **argv)
 {
     const int n = argc > 1 && strcmp(argv[1], "quick") == 0 ? 50 : 300;
     struct words *w =
         mmap(NULL, sizeof *w, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     double *us = calloc((size_t)n, sizeof *us);
+    cpu_set_t all;
     pid_t child;
 
     if (w == MAP_FAILED || !us || (child = fork()) < 0)
@@ -103,6 +118,15 @@ int main(int argc, char **argv)
     printf("p10_us %.3f\np50_us %.3f\n", us[n / 10], us[n / 2]);
     measure(w, us, n, 0);
     printf("one_wake_p50_us %.3f\n", us[n / 2]);
+    if (sched_getaffinity(0, sizeof all, &all) == 0 && bind_to(0, &all, 0) == 0 &&
+        bind_to(child, &all, 0) == 0) {
+        measure(w, us, n, 1);
+        printf("one_cpu_p50_us %.3f\n", us[n / 2]);
+        if (CPU_COUNT(&all) > 1 && bind_to(child, &all, 1) == 0) {
+            measure(w, us, n, 1);
+            printf("two_cpus_p50_us %.3f\n", us[n / 2]);
+        }
+    }
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     free(us);
