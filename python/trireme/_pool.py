@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 
-from . import _attend, _core, _future, _output, _pickling, _settings, _warden
+from . import _attend, _core, _output, _pickling, _settings, _warden
 from ._attend import _open_pools, _serve, _stop_serving
 from ._options import STARTS, _as_items, _as_iterator, _check_pool_options, _map_options
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from ._async import AsyncResult
+    from ._future import Future
 
     T = TypeVar("T")
     R = TypeVar("R")
@@ -637,7 +638,7 @@ def starmap(fn: Callable[..., R], iterable: Iterable[Any], **options: Any) -> li
         return pool.starmap(fn, iterable, **options)
 
 
-def submit(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> _future.Future:
+def submit(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future:
     """:meth:`Pool.submit` on the default pool."""
     return default_pool().submit(fn, *args, **kwargs)
 

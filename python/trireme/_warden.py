@@ -14,7 +14,6 @@ is no /proc it stays until it moves again, and then leaves.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import sys
 
@@ -230,8 +229,10 @@ def _serve(
         from . import _errors, _limits, _losses, _output, _worker  # noqa: F401
 
         for name in at_once:
-            with contextlib.suppress(BaseException):
+            try:
                 __import__(name)
+            except BaseException:
+                pass  # whoever needs it will see
         gc.collect()
         gc.freeze()
 
@@ -286,29 +287,38 @@ def _stuck() -> bool:
     return bool(poll.poll(0))
 
 
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""  # closed in this moment
+
+
 def _kill_holders(inode: int) -> None:
     """Kill the warden that holds the socket end of this inode.  Its workers die with it."""
     import signal
 
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        with contextlib.suppress(OSError):
+    try:
+        entries = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+    except OSError:
+        return
+    for entry in entries:
+        try:
             with open(f"/proc/{entry}/comm") as file:
                 if not file.read().startswith("trireme-warden"):
                     continue
             for fd in os.listdir(f"/proc/{entry}/fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{entry}/fd/{fd}") == f"socket:[{inode}]":
-                        os.kill(int(entry), signal.SIGKILL)
-                        break
+                if _target(f"/proc/{entry}/fd/{fd}") == f"socket:[{inode}]":
+                    os.kill(int(entry), signal.SIGKILL)
+                    break
+        except OSError:
+            pass  # it has ended, or is another user's
 
 
 @atexit.register
 def _kill_spared() -> None:
     while _spared and _main_pid == os.getpid():
-        with contextlib.suppress(OSError):
-            _kill_holders(_spared.pop())
+        _kill_holders(_spared.pop())
 
 
 def _serves_others() -> bool:
@@ -342,8 +352,7 @@ def lost() -> int:
     if stuck and _served and _serves_others():
         _spared.append(_theirs)
     elif stuck:
-        with contextlib.suppress(OSError):
-            _kill_holders(_theirs)
+        _kill_holders(_theirs)
         if not refused and not _served:
             raise TimeoutError("the process that starts workers did not answer in time") from None
     return refused

@@ -40,7 +40,7 @@ def test_import_brings_in_little_and_nothing_heavy(run_script: Any) -> None:
     out, _ = run_script(  # how long it takes is measured in bench/
         """
         import sys
-        import concurrent.futures  # a future is one of its; it brings in what it needs
+        import threading  # and what that needs
         there = set(sys.modules)
         import trireme as tri
         tri.Pool
@@ -51,6 +51,42 @@ def test_import_brings_in_little_and_nothing_heavy(run_script: Any) -> None:
         """
     )
     assert out == "[] True\n"
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_no_future_is_imported_before_one_is_needed(run_script: Any, start: str) -> None:
+    out, err = run_script(
+        f"""
+        import sys
+        import trireme as tri
+        import trireme.multiprocessing as mp
+
+        def known():
+            return sorted({{"concurrent.futures", "logging"}} & set(sys.modules))
+
+        if __name__ == "__main__":
+            seen = []
+            with mp.get_context({start!r}).Pool(1) as pool:
+                print(pool.map(abs, [-1]), pool.apply(abs, (-2,)), *pool.imap(abs, [-3]), known())
+                done = pool.apply_async(abs, (-4,), callback=seen.append)
+                failed = pool.apply_async(abs, ("x",), error_callback=seen.append)
+                done.wait()
+                failed.wait()
+                print(seen[0], type(seen[1]).__name__, failed.ready(), known())
+            with tri.Pool(1, start={start!r}) as pool:
+                print(pool.map(abs, [-5]), "concurrent.futures" in known())
+                future = pool.submit(abs, -6)
+                import concurrent.futures
+                print(isinstance(future, concurrent.futures.Future), future.result())
+        """
+    )
+    assert err == ""
+    assert out.splitlines() == [
+        "[1] 2 3 []",
+        "4 TypeError True []",
+        "[5] False",  # logging is cloudpickle's
+        "True 6",
+    ]
 
 
 def test_every_public_name_is_there(run_script: Any) -> None:
@@ -94,7 +130,7 @@ def test_serial_pool_has_every_method_of_a_pool() -> None:
 
 
 def test_errors_are_what_they_say() -> None:
-    import concurrent.futures
+    import concurrent.futures.process
 
     import trireme as tri
 

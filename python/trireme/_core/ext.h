@@ -37,7 +37,7 @@ struct state {
     PyTypeObject *semlock_type, *event_type, *cond_type;
     struct tri_slots slots; /* pages of locks and their kin */
     PyTypeObject *mailbox_type, *parcel_type;
-    PyObject *future_class; /* trireme._future.Future */
+    PyObject *future_class; /* trireme._future.Future, once it is imported */
     /* functions of the Python modules, imported when first needed */
     PyObject *dumps, *dumps_result, *dumps_function, *function_watch, *loads, *missing;
     PyObject *encode_exception, *decode_exception, *lost, *deliver, *failed_type;
@@ -50,6 +50,8 @@ struct state *state_of_type(PyTypeObject *type);
 extern struct PyModuleDef trireme_core_module;
 /* Import what pickling and errors need; cheap when done.  -1 with an exception. */
 int state_late_imports(struct state *st);
+/* Can submit() make such futures?  0 or -1 with an exception. */
+int state_check_future(const struct state *st, PyObject *cls);
 
 /* ------------------------------------------------------------------ pools */
 
@@ -80,10 +82,11 @@ typedef struct PoolObject {
     PyObject *fns;        /* id(function) -> Function */
     PyObject *last_fn;    /* the Function used last */
     uint64_t next_fn_id;
-    PyObject *told;     /* futures that ended and have somebody to tell */
-    Py_ssize_t watched; /* futures not ended that somebody will be told of */
-    PyObject *serve;    /* starts the thread that watches them; set from Python */
-    PyObject *born;     /* a facade's: born(dumps, ...) pickles for workers that inherit; or NULL */
+    PyObject *told;         /* futures that ended and have somebody to tell */
+    Py_ssize_t watched;     /* futures not ended that somebody will be told of */
+    PyObject *serve;        /* starts the thread that watches them; set from Python */
+    PyObject *future_class; /* what submit() makes; NULL: trireme._future.Future */
+    PyObject *born; /* a facade's: born(dumps, ...) pickles for workers that inherit; or NULL */
     uint64_t outputs_seen;
 } PoolObject;
 

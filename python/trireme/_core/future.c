@@ -156,10 +156,30 @@ static PyObject *unsent(FutureObject *f)
     return (PyObject *)f;
 }
 
+/*
+ * What submit() makes.  Future derives from concurrent.futures.Future, whose import takes longer
+ * than a fork: the first submit() of all does it, while the pool's workers start.
+ */
+static PyTypeObject *future_class(PoolObject *pool)
+{
+    if (pool->future_class)
+        return (PyTypeObject *)pool->future_class;
+    if (!pool->st->future_class) {
+        PyObject *module = PyImport_ImportModule("trireme._future");
+
+        if (!module)
+            return NULL;
+        Py_DECREF(module);
+        if (!pool->st->future_class)
+            PyErr_SetString(PyExc_SystemError, "trireme: no future class is set");
+    }
+    return (PyTypeObject *)pool->st->future_class;
+}
+
 PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs, PyObject *kwargs,
                       const struct options *opt)
 {
-    PyTypeObject *cls = (PyTypeObject *)pool->st->future_class;
+    PyTypeObject *cls = future_class(pool);
     struct tri_pool *p;
     struct tri_slot *s;
     FutureObject *f;
@@ -167,13 +187,9 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
     uint32_t slot;
     int err;
 
-    if (pool_check_open(pool) < 0)
+    if (!cls || pool_check_open(pool) < 0)
         return NULL;
     p = pool->core->p;
-    if (!cls) {
-        PyErr_SetString(PyExc_SystemError, "trireme: no future class is set");
-        return NULL;
-    }
     if (!PyCallable_Check(args[0])) {
         PyErr_Format(PyExc_TypeError, "a task needs a callable, not %.200s: %R",
                      Py_TYPE(args[0])->tp_name, args[0]);

@@ -58,14 +58,20 @@ int state_late_imports(struct state *st)
 
 /* ------------------------------------------------------------------ functions */
 
+int state_check_future(const struct state *st, PyObject *cls)
+{
+    if (PyType_Check(cls) && PyType_IsSubtype((PyTypeObject *)cls, st->future_type))
+        return 0;
+    PyErr_SetString(PyExc_TypeError, "a subclass of FutureBase is needed");
+    return -1;
+}
+
 static PyObject *set_future_class(PyObject *module, PyObject *cls)
 {
     struct state *st = state_of(module);
 
-    if (!PyType_Check(cls) || !PyType_IsSubtype((PyTypeObject *)cls, st->future_type)) {
-        PyErr_SetString(PyExc_TypeError, "a subclass of FutureBase is needed");
+    if (state_check_future(st, cls) < 0)
         return NULL;
-    }
     Py_XSETREF(st->future_class, Py_NewRef(cls));
     Py_RETURN_NONE;
 }

@@ -540,6 +540,7 @@ static int pool_traverse(PyObject *obj, visitproc visit, void *arg)
     Py_VISIT(self->told);
     Py_VISIT(self->serve);
     Py_VISIT(self->born);
+    Py_VISIT(self->future_class);
     if (self->core)
         Py_VISIT(self->core->thread.error); /* its traceback has frames, and those the pool */
     return 0;
@@ -554,6 +555,7 @@ static int pool_clear(PyObject *obj)
     Py_CLEAR(self->told);
     Py_CLEAR(self->serve);
     Py_CLEAR(self->born);
+    Py_CLEAR(self->future_class);
     return 0;
 }
 
@@ -657,8 +659,20 @@ static int pool_set_born(PyObject *obj, PyObject *value, void *closure)
     return 0;
 }
 
+static int pool_set_future_class(PyObject *obj, PyObject *value, void *closure)
+{
+    PoolObject *self = (PoolObject *)obj;
+
+    (void)closure;
+    if (value && state_check_future(self->st, value) < 0)
+        return -1;
+    Py_XSETREF(self->future_class, Py_XNewRef(value));
+    return 0;
+}
+
 static PyGetSetDef pool_getset[] = {
     {"_born", NULL, pool_set_born, NULL, NULL},
+    {"_future_class", NULL, pool_set_future_class, NULL, NULL},
     {"_watched", pool_get_watched, NULL, NULL, NULL},
     {"_broken", pool_get_broken, NULL, NULL, NULL},
     {"_refused", pool_get_refused, NULL, NULL, NULL},

@@ -29,10 +29,10 @@ from . import _born, _results, _ways, _worker
 from ._lend import Lender, describe
 from ._results import ApplyResult as ApplyResult
 from ._results import AsyncResult as AsyncResult
+from ._results import Failed, Outcome, Teller, translated
 from ._results import IMapIterator as IMapIterator
 from ._results import IMapUnorderedIterator as IMapUnorderedIterator
 from ._results import MapResult as MapResult
-from ._results import Teller, failed, translated
 from .context import TimeoutError as TimeoutError
 from .context import _default_context
 
@@ -125,6 +125,7 @@ class Pool:
         self._feeders: list[threading.Thread] = []
         self._teller = Teller()
         self._native: Any = self._open()
+        self._native._future_class = Outcome
         self._submit = self._native.submit
         self._state = RUN
 
@@ -212,7 +213,7 @@ class Pool:
         except Exception as exc:
             if self._native._is_fork:
                 raise
-            return failed(exc)
+            return Failed(exc)
 
     def _mapper(self, func: Any, run: Any) -> Any:
         """*run* with *func*, the same object each time, so that it is sent once."""
@@ -308,7 +309,7 @@ class Pool:
         try:
             items: Any = iterable if type(iterable) in (list, tuple, range) else list(iterable)
         except Exception as exc:
-            return MapResult([failed(exc)], self._teller, callback, error_callback)
+            return MapResult([Failed(exc)], self._teller, callback, error_callback)
         if chunksize is None:
             chunksize, extra = divmod(len(items), self._processes * 4)
             if extra:
