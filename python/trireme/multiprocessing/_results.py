@@ -8,11 +8,11 @@ would raise.  Callbacks run on a thread of the pool's own, in the order in which
 from __future__ import annotations
 
 import itertools
-import queue
 import sys
 import threading
 import time
 import types
+from _queue import Empty, SimpleQueue  # the C half; queue.py would import heapq
 from collections import deque
 from importlib import import_module
 
@@ -133,7 +133,7 @@ class Teller:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a collection under it may run a __del__ that ends a pool
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], object]) -> None:
@@ -151,7 +151,7 @@ class Teller:
         while True:
             try:
                 return self._calls.get(timeout=_LINGER)
-            except queue.Empty:
+            except Empty:
                 with self._lock:
                     if self._calls.empty():
                         if self._thread is threading.current_thread():
