@@ -187,7 +187,7 @@ _ADVICE = (
     ("Buffered", "send the path and open the file in the worker"),
     ("socket", "open it in the worker, or with initializer="),
     ("SSLContext", "make it in the worker, or with initializer="),
-    ("Connection", "open it in the worker, or with initializer="),
+    ("Connection", "send it to a pool of trireme.multiprocessing, or to a Process"),
     ("weakref", "send the object itself"),
     ("ReferenceType", "send the object itself"),
     ("frame", "send only the values that are needed"),

@@ -405,6 +405,16 @@ def _make_view(buffer: Any, fmt: str, shape: tuple[int, ...]) -> memoryview:
     return view.cast(fmt, shape)  # type: ignore[call-overload]
 
 
+class DescriptorError(pickle.PicklingError):
+    """A connection of multiprocessing's, which by its state is but the number of a descriptor.
+
+    It would arrive as a connection to whatever has that number in the other process, and close
+    that at its end.  Facades have a way for it: multiprocessing/_ways.py.
+    """
+
+
+_CONNECTIONS = ("multiprocessing.connection", "multiprocess.connection")
+
 _by_value: type | None = None
 
 
@@ -465,6 +475,8 @@ def _by_value_pickler() -> Any:
                     return getattr, (obj.__self__, obj.__func__.__name__)
                 if issubclass(kind, descriptors) and kind.__reduce__ is object.__reduce__:
                     return self._reduce_descriptor(obj)
+                if kind.__module__ in _CONNECTIONS and hasattr(kind, "fileno"):
+                    self._check_way(kind)
                 return NotImplemented
             if born is not None and (stand := born.stand(obj)) is not None:
                 return stand.__reduce__()
@@ -507,6 +519,14 @@ def _by_value_pickler() -> Any:
             versions = _versions(module, obj, state[1]["__globals__"])
             state = (setter, state, module, versions, left)
             return maker, args, state, None, None, _set_function_state
+
+        def _check_way(self, kind: type) -> None:
+            try:
+                self.dispatch_table[kind]
+            except KeyError:
+                raise DescriptorError(
+                    f"a {kind.__name__} is a descriptor of this process, and no other has it"
+                ) from None
 
         @staticmethod
         def _pickle_class(cls: type) -> _ClassPickle | None:

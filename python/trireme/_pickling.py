@@ -21,7 +21,14 @@ import _pickle as pickle  # the C half; pickle.py would import re, codecs and mo
 import sys
 import types
 
-from ._byvalue import PROTOCOL, _dump_by_value, become_worker, expects_code
+from ._byvalue import (
+    _CONNECTIONS,
+    PROTOCOL,
+    DescriptorError,
+    _dump_by_value,
+    become_worker,
+    expects_code,
+)
 from ._importable import (
     MISSING,
     _judge,
@@ -62,6 +69,8 @@ __all__ = [
 ]
 
 BUFFER_MIN = 4096
+
+_CONNECTION_NEEDLES = tuple(name.encode() for name in _CONNECTIONS)
 
 _dumps = pickle.dumps
 _loads = pickle.loads
@@ -113,7 +122,7 @@ def dumps(obj: Any, name: str = "value") -> tuple[bytes, list[memoryview]]:
     plain = None
     try:
         plain = _dumps(obj, PROTOCOL, buffer_callback=callback)
-        if not _names_strange_module(plain):
+        if not _names_strange_module(plain) and not _may_hold_connection(plain):
             return plain, buffers
     except Exception:
         pass
@@ -122,7 +131,7 @@ def dumps(obj: Any, name: str = "value") -> tuple[bytes, list[memoryview]]:
     try:
         return _dump_by_value(obj, callback, False), buffers
     except Exception as exc:
-        if plain is not None and not _needs_value(plain):
+        if plain is not None and not _needs_value(plain) and type(exc) is not DescriptorError:
             return plain, plain_buffers
         raise _explain(obj, name, exc, False) from _cause(exc)
 
@@ -136,9 +145,12 @@ def dumps_result(obj: Any, name: str = "result") -> tuple[bytes, list[memoryview
     buffers: list[memoryview] = []
     callback = _aside(buffers)
     try:
-        return _dumps(obj, PROTOCOL, buffer_callback=callback), buffers
+        plain = _dumps(obj, PROTOCOL, buffer_callback=callback)
+        if not _may_hold_connection(plain):
+            return plain, buffers
     except Exception:
-        buffers.clear()
+        pass
+    buffers.clear()
     try:
         return _dump_by_value(obj, callback, True), buffers
     except Exception as exc:
@@ -150,14 +162,14 @@ def dumps_inband(obj: Any, name: str = "value", is_result: bool = False) -> byte
     plain = None
     try:
         plain = _dumps(obj, PROTOCOL)
-        if is_result or not _names_strange_module(plain):
+        if not _may_hold_connection(plain) and (is_result or not _names_strange_module(plain)):
             return plain
     except Exception:
         pass
     try:
         return _dump_by_value(obj, None, is_result)
     except Exception as exc:
-        if plain is not None and not _needs_value(plain):
+        if plain is not None and not _needs_value(plain) and type(exc) is not DescriptorError:
             return plain
         raise _explain(obj, name, exc, is_result) from _cause(exc)
 
@@ -188,6 +200,11 @@ def loads(data: Any, buffers: Any = ()) -> Any:
     exception may come out of it.
     """
     return _loads(data, buffers=buffers)
+
+
+def _may_hold_connection(data: bytes) -> bool:
+    """Whether a pickle may hold what only the pickler by value refuses: see DescriptorError."""
+    return _dumps is pickle.dumps and any(needle in data for needle in _CONNECTION_NEEDLES)
 
 
 def _needs_value(data: bytes) -> bool:

@@ -439,6 +439,39 @@ def test_unpicklable_result_fails_its_future_and_names_the_path(processes: Any) 
         assert got == [0, 1, "bad", 3, 4]
 
 
+class Holder:
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def test_connections_are_refused_with_the_path_to_them(processes: Any) -> None:
+    """Plain pickle makes of one the number of a descriptor, which is another's elsewhere."""
+    import multiprocessing
+    import multiprocessing.connection
+
+    def ask(_: Any) -> Any:
+        return theirs.poll()
+
+    def give(_: Any) -> Any:
+        return {"pipe": multiprocessing.Pipe()[0]}
+
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        for fn, args, where in (
+            (same, (theirs,), r"args\[0\]: a Connection"),
+            (same, ([1, {"k": Holder(theirs)}],), r"args\[0\]\[1\]\['k'\]\.content: a Connection"),
+            (ask, (1,), r"ask -> closure variable theirs: a Connection"),
+            (give, (1,), r"result\['pipe'\]: a Connection"),
+        ):
+            with pytest.raises(TypeError, match=where):
+                processes.submit(fn, *args).result(20)
+        with pytest.raises(TypeError, match="a Connection is a descriptor"):
+            processes.map(same, [1, theirs])
+        # What has their module's name in it is no connection.
+        innocent = ["multiprocessing.connection", multiprocessing.connection.wait]
+        assert processes.submit(same, innocent).result(20) == innocent
+
+
 def test_argument_that_does_not_unpickle_fails_its_future(processes: Any) -> None:
     bad = processes.submit(same, UnpickleRaises())
     good = processes.submit(square, 3)
