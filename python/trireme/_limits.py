@@ -144,6 +144,21 @@ def prepare(threads: int) -> None:
     _plan = threads, _setters(os.environ), added
 
 
+# In the fork server: the threads that its variables, which are those of warden_env(), stand for.
+_served: int | None = None
+
+
+def expect_forks() -> None:
+    """In the fork server: find out what apply() need not look at in each worker.
+
+    To look at every variable, in Python's own mapping, costs a worker a tenth of a megabyte.
+    """
+    global _served
+    told = os.environ.get("TRIREME_SET")
+    values = {os.environ.get(name) for name in (told or "").split(",") if name}
+    _served = 1 if told is not None and values <= {"1"} else None
+
+
 def _known_variables() -> Any:
     """What os.environ is made of, and os.environb: each variable told to the former costs 20 us."""
     return getattr(os.environ, "_data", os.environb)
@@ -153,8 +168,7 @@ def apply(threads: int, wardens: bool = False) -> None:
     """Limit this process: libraries loaded now, then those loaded later.
 
     Free when the variables say so already: libraries then read them, or will.  wardens: this is the
-    environment that the fork server was started with; then only what warden_env() added is looked
-    at, since to look at every variable costs a worker a quarter of a megabyte.
+    environment that the fork server was started with, which expect_forks() has looked at.
     """
     if _plan is not None and _plan[0] == threads:
         from . import _core
@@ -165,11 +179,12 @@ def apply(threads: int, wardens: bool = False) -> None:
             os.putenv(name, value)
         _known_variables().update(_plan[2])
         return
+    if wardens and _served == threads:
+        os.unsetenv("TRIREME_SET")
+        _known_variables().pop(b"TRIREME_SET", None)
+        return
     told = os.environ.pop("TRIREME_SET", None)
     ours = (told or "").split(",")
-    if wardens and told is not None:
-        if all(os.environ.get(name) == str(threads) for name in ours if name):
-            return
     user = {name: value for name, value in os.environ.items() if name not in ours}
     added = thread_env(threads, user)
     if all(os.environ.get(name) == value for name, value in added.items()):

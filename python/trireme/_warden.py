@@ -107,6 +107,34 @@ def _at_once() -> list[str]:
     return names
 
 
+_fillers: list[Any] = []
+
+
+def _expect_forks() -> None:
+    """Before workers are forked: what is here now is shared with them, what they make is apart.
+
+    CPython keeps objects of one size (to 512 bytes, in steps of 16) in pools of 16 KB.  After many
+    imports most pools have a little room, and a worker would write to a page of each of them.  So
+    the room is filled, for each size until a pool is begun: a third of a megabyte less per worker.
+    """
+    import gc
+
+    from . import _limits
+
+    _limits.expect_forks()
+    gc.collect()
+    for size in range(16, 513, 16):
+        for number in range(2000):
+            # The header of a bytes object is 33 bytes long.
+            new: Any = bytes(size - 33) if size > 32 else float(number) if size > 16 else object()
+            _fillers.append(new)
+            if id(new) % 16384 == 48:  # the first of its pool
+                break
+        else:
+            break  # another allocator, or another version's pools
+    gc.freeze()
+
+
 def _preloader(names: list[str]) -> Callable[[], bool]:
     """A function that imports one library per call and says whether there are more."""
     left = list(reversed(names))
@@ -118,10 +146,7 @@ def _preloader(names: list[str]) -> Callable[[], bool]:
             except BaseException:
                 pass  # it is only a head start
         if not left:
-            import gc
-
-            gc.collect()
-            gc.freeze()
+            _expect_forks()
         return bool(left)
 
     return preload
@@ -224,17 +249,16 @@ def _serve(
     from . import _core
 
     def first() -> None:
-        import gc
-
         from . import _errors, _limits, _losses, _output, _worker  # noqa: F401
+
 
         for name in at_once:
             try:
                 __import__(name)
             except BaseException:
                 pass  # whoever needs it will see
-        gc.collect()
-        gc.freeze()
+        _worker.expect_forks()
+        _expect_forks()
 
     # Workers that are exec'ed have no use for that.  A later pool's may be forked.
     if not spawn:

@@ -54,10 +54,10 @@ class _Stream(io.TextIOBase):
     fileno() is the real descriptor.  Never closed: a task that closes it flushes it.
     """
 
-    def __init__(self, number: int, fd: int, send: Send) -> None:
+    def __init__(self, number: int, fd: int, send: Send | None = None) -> None:
         self._number = number
         self._fd = fd
-        self._send = send
+        self._send: Any = send
         self._pid = os.getpid()
         self._lock = RLock()
         self._pending: dict[int, list[bytes]] = {}
@@ -248,18 +248,29 @@ class _Binary(io.BufferedIOBase):
         self._stream.flush()
 
 
+_ready: list[_Stream] = []  # of expect_forks()
+
+
+def expect_forks() -> None:
+    """In the fork server: make what every worker would make for itself."""
+    _ready[:] = _Stream(STDOUT, 1), _Stream(STDERR, 2)
+
+
 def _redirect(send: Send) -> None:
     """Put forwarding streams in place of sys.stdout and sys.stderr.
 
     A fork inherits text that the owner had not flushed.  It is the owner's to write, so the old
     streams are neither flushed nor released (which would flush them).
     """
-    for number, name, fd in (STDOUT, "stdout", 1), (STDERR, "stderr", 2):
-        _replaced.extend((getattr(sys, name), getattr(sys, f"__{name}__")))
-        stream = _Stream(number, fd, send)
-        _streams.append(stream)
+    _replaced.extend((sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__))
+    if not _ready:
+        expect_forks()
+    for stream, name in zip(_ready, ("stdout", "stderr"), strict=True):
+        stream._send, stream._pid = send, pid
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    _streams.extend(_ready)
+    _ready.clear()  # a fork of this worker that is a worker itself has its own
 
 
 def _line_buffer() -> None:
