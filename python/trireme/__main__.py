@@ -194,8 +194,9 @@ def _show_source(code: Any, source: str) -> None:
         import linecache
 
         register = getattr(linecache, "_register_code", None)
-        if register is not None:
-            register(code, source, "<string>")
+        if register is not None:  # by the file's name in 3.13, by the code later
+            key = code if hasattr(linecache, "_code_key") else code.co_filename
+            register(key, source, "<string>")
 
 
 def main() -> None:

@@ -49,7 +49,12 @@ def _serve(pool: Pool) -> None:
             pool._server = threading.Thread(
                 target=_serve_loop, args=(pool,), name="trireme-watch", daemon=True
             )
-            pool._server.start()
+            try:
+                pool._server.start()
+            except BaseException:
+                if pool._server.ident is None:
+                    pool._server = None  # nobody could join it; the next who asks may have one
+                raise
 
 
 def let_go(pool: Pool) -> None:

@@ -415,6 +415,17 @@ class DescriptorError(pickle.PicklingError):
 
 _CONNECTIONS = ("multiprocessing.connection", "multiprocess.connection")
 
+
+def _may_be_inherited() -> bool:
+    """Is a pool open whose workers are forks?
+
+    To them the number is right if the connection was there before, and nobody can say which were.
+    """
+    attend = sys.modules.get("trireme._attend")
+    pools = [] if attend is None else list(attend._open_pools)
+    return any(pool._start == "fork" and not pool._joined for pool in pools)
+
+
 _by_value: type | None = None
 
 
@@ -475,7 +486,7 @@ def _by_value_pickler() -> Any:
                     return getattr, (obj.__self__, obj.__func__.__name__)
                 if issubclass(kind, descriptors) and kind.__reduce__ is object.__reduce__:
                     return self._reduce_descriptor(obj)
-                if kind.__module__ in _CONNECTIONS and hasattr(kind, "fileno"):
+                if hasattr(kind, "fileno"):
                     self._check_way(kind)
                 return NotImplemented
             if born is not None and (stand := born.stand(obj)) is not None:
@@ -521,12 +532,15 @@ def _by_value_pickler() -> Any:
             return maker, args, state, None, None, _set_function_state
 
         def _check_way(self, kind: type) -> None:
+            if all(base.__module__ not in _CONNECTIONS for base in kind.__mro__):
+                return
             try:
                 self.dispatch_table[kind]
             except KeyError:
-                raise DescriptorError(
-                    f"a {kind.__name__} is a descriptor of this process, and no other has it"
-                ) from None
+                if self.is_result or not _may_be_inherited():
+                    raise DescriptorError(
+                        f"a {kind.__name__} is a descriptor of this process, and no other has it"
+                    ) from None
 
         @staticmethod
         def _pickle_class(cls: type) -> _ClassPickle | None:

@@ -22,7 +22,6 @@ import sys
 import types
 
 from ._byvalue import (
-    _CONNECTIONS,
     PROTOCOL,
     DescriptorError,
     _dump_by_value,
@@ -70,7 +69,8 @@ __all__ = [
 
 BUFFER_MIN = 4096
 
-_CONNECTION_NEEDLES = tuple(name.encode() for name in _CONNECTIONS)
+# The end of a class's name and the opcode that looks it up.
+_CONNECTION = b"Connection\x94\x93"
 
 _dumps = pickle.dumps
 _loads = pickle.loads
@@ -144,16 +144,20 @@ def dumps_result(obj: Any, name: str = "result") -> tuple[bytes, list[memoryview
     """
     buffers: list[memoryview] = []
     callback = _aside(buffers)
+    plain = None
     try:
         plain = _dumps(obj, PROTOCOL, buffer_callback=callback)
         if not _may_hold_connection(plain):
             return plain, buffers
     except Exception:
         pass
+    plain_buffers = buffers.copy()
     buffers.clear()
     try:
         return _dump_by_value(obj, callback, True), buffers
     except Exception as exc:
+        if plain is not None and type(exc) is not DescriptorError:
+            return plain, plain_buffers
         raise _explain(obj, name, exc, True) from _cause(exc)
 
 
@@ -204,7 +208,7 @@ def loads(data: Any, buffers: Any = ()) -> Any:
 
 def _may_hold_connection(data: bytes) -> bool:
     """Whether a pickle may hold what only the pickler by value refuses: see DescriptorError."""
-    return _dumps is pickle.dumps and any(needle in data for needle in _CONNECTION_NEEDLES)
+    return _CONNECTION in data and _dumps is pickle.dumps
 
 
 def _needs_value(data: bytes) -> bool:

@@ -233,6 +233,9 @@ class Pool(_core.PoolBase):
         # What every worker needs is imported before the fork, once, not in each of them.
         from . import _errors, _losses, _worker  # noqa: F401
 
+        if threading.active_count() > 1 and not self._inherits:
+            # A fork in the middle of another thread's import has half a module for ever.
+            from . import _future  # noqa: F401
         if _pickling.expects_code(self._inherits):
             try:
                 import cloudpickle  # noqa: F401

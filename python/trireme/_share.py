@@ -140,7 +140,7 @@ def _dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     try:
         _Pickler(stream, _pickling.PROTOCOL, buffer_callback=callback).dump(obj)
         data = stream.getvalue()
-        if not _pickling._names_strange_module(data):
+        if not _pickling._names_strange_module(data) and not _pickling._may_hold_connection(data):
             return data, buffers
     except Exception:
         pass

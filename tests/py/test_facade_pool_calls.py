@@ -301,6 +301,43 @@ def test_results_that_cannot_be_pickled(pool: Any) -> None:
         assert seen == [caught.value]
 
 
+def rows(i: int) -> list[tuple[int, int]]:
+    return [(i, j) for j in range(3000)]
+
+
+def test_threads_that_wait_for_one_map_all_get_it(pool: Any) -> None:
+    for _ in range(20):
+        result = pool.map_async(rows, range(8), 1)
+        got: list[int] = []
+        threads = [
+            threading.Thread(target=lambda r=result, g=got: g.append(len(r.get(20))))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert got == [8, 8, 8] and len(result.get(20)) == 8
+
+
+def test_callbacks_go_on_after_a_thread_could_not_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trireme.multiprocessing._results import Teller
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    teller, seen = Teller(), []
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        teller.call(lambda: seen.append(1))
+    monkeypatch.undo()
+    teller.call(lambda: seen.append(2))
+    teller.end(wait=True)
+    assert seen == [1, 2]
+
+
 def test_get_gives_the_same_object_each_time(pool: Any) -> None:
     result = pool.apply_async(fail, (1,))
     errors = []

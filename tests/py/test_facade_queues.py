@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import until
 from trireme import multiprocess
 from trireme import multiprocessing as ours
 
@@ -530,6 +531,29 @@ def test_multiprocess_sends_functions_by_value(method: str) -> None:
     assert back.get()(4) == 7
     there.put("end")
     ends(process)
+
+
+def test_who_holds_the_readers_lock_receives_what_it_has_polled() -> None:
+    """The original's Pool ends so: it empties its queue under the lock, beside its workers."""
+    queue = ours.SimpleQueue()
+    queue.put(1)
+    queue.put(2)
+    taken: list[int] = []
+    with queue._rlock:
+        assert queue._reader.poll()
+        other = threading.Thread(target=lambda: taken.extend(iter(queue.get, 3)), daemon=True)
+        other.start()
+        until(queue.empty)
+        assert queue._reader.recv() == 1
+        queue.put(3)
+        other.join(20)
+        assert taken == [2]
+        assert not queue._reader.poll()
+    queue.put(4)
+    with queue._rlock:
+        assert queue._reader.poll(5)
+        assert queue.empty()  # it is kept for recv()
+    assert queue.get() == 4  # what was polled and not received is everybody's again
 
 
 def test_the_originals_pool_runs_with_our_context() -> None:

@@ -97,7 +97,7 @@ def test_tasks_that_change_their_process(start: str) -> None:
         os.chdir("/")
         os.umask(0o777)
 
-    def limits() -> None:
+    def limits() -> None:  # from here on nothing can be imported
         import resource
 
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
@@ -134,7 +134,7 @@ def test_tasks_that_change_their_process(start: str) -> None:
         return bytes(n)
 
     with tri.Pool(2, start=start) as pool:
-        for change in (directory, limits, language, streams, handlers, modules, threads):
+        for change in (directory, language, limits, streams, handlers, modules, threads):
             for future in [pool.submit(change) for _ in range(4)]:
                 assert future.result(within(5)) is None, change
             assert len(pool.submit(big, 300_000).result(within(5))) == 300_000, change

@@ -10,6 +10,7 @@ from multiprocessing import connection as _original
 from multiprocessing import reduction
 
 from .. import _pickling
+from ..multiprocessing import _ways
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class _Connection(_theirs.Connection):  # type: ignore[misc]
         except Exception:
             pass
         try:
+            _ways.follow()
             message = _pickling.dumps_inband(obj)
         except Exception:
             if plain is None:

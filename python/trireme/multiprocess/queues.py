@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .. import _pickling
+from ..multiprocessing import _ways
 from ..multiprocessing import queues as _facade
 
 TYPE_CHECKING = False
@@ -23,6 +24,7 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     except Exception:
         pass
     try:
+        _ways.follow()
         return _pickling.dumps_inband(obj), []
     except Exception:
         if plain is not None:

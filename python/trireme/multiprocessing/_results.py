@@ -144,7 +144,12 @@ class Teller:
                 self._thread = threading.Thread(
                     target=self._run, name="trireme-callbacks", daemon=True
                 )
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except BaseException:
+                    if self._thread.ident is None:
+                        self._thread = None  # the next call may have one
+                    raise
 
     def _next(self) -> Callable[[], object] | None:
         """What to call next; None when the thread is to leave."""
@@ -291,8 +296,7 @@ class MapResult(ApplyResult):
         for future in self._futures:
             future.add_done_callback(one)
 
-    def _settle(self, until: float | None) -> None:
-        futures = self._futures
+    def _settle(self, futures: list[Any], until: float | None) -> None:
         # From the last: while we sleep for that, most of the others end.
         while (seen := self._seen) < len(futures):
             left = None if until is None else max(0.0, until - time.monotonic())
@@ -300,24 +304,26 @@ class MapResult(ApplyResult):
             self._seen = seen + 1
 
     def _failure(self, timeout: float | None) -> BaseException | None:
+        # First, and emptied last: another thread may be here, and of two the first one says.
+        futures = self._futures
         if self._values is None and self._error is None:
-            self._settle(None if timeout is None else time.monotonic() + timeout)
-            futures, values = self._futures, []
+            self._settle(futures, None if timeout is None else time.monotonic() + timeout)
+            values: list[Any] = []
             for future in futures:
                 error = future.exception()
                 if error is not None:
-                    self._error = translated(error)
+                    self._error = self._error or translated(error)
                     break
                 values += future.result()
             else:
-                self._values = values
+                self._values = values if self._values is None else self._values
             self._futures = []
         return self._error
 
     def _done(self) -> bool:
         if self._values is None and self._error is None:
             try:
-                self._settle(time.monotonic())
+                self._settle(self._futures, time.monotonic())
             except TimeoutError:
                 return False
         return True

@@ -13,6 +13,7 @@ import _pickle as pickle  # the C half; pickle.py would import more
 import os
 import types
 from _queue import Empty
+from collections import deque
 from io import BytesIO
 from multiprocessing import context, reduction, util
 from queue import Full
@@ -85,10 +86,19 @@ class _End:
 
 
 class _Reader(_End):
-    """The end to receive from; connection.wait() and selectors take it."""
+    """The end to receive from; connection.wait() and selectors take it.
+
+    Who holds the queue's ``_rlock`` may rely on a poll(): nobody takes the message before its
+    recv().  There is no such lock here, so a poll() then takes it at once and keeps it.
+    """
 
     readable = True
     writable = False
+
+    def __init__(self, box: _core.Mailbox) -> None:
+        super().__init__(box)
+        self._holders = 0  # of _rlock in this process
+        self._kept: deque[Any] = deque()
 
     def fileno(self) -> int:
         """A descriptor that is readable while there are messages; for nothing else."""
@@ -96,11 +106,18 @@ class _Reader(_End):
 
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Wait for a message; whether there is one."""
-        return self._open().wait(timeout)
+        if not self._holders:
+            return self._open().wait(timeout)
+        if not self._kept:
+            try:
+                self._kept.append(self._open().get(True, timeout))
+            except Empty:
+                return False
+        return True
 
     def recv(self) -> Any:
         """Take the oldest object."""
-        return self._open().get()
+        return self._kept.popleft() if self._kept else self._open().get()
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Take the oldest object, as a pickle."""
@@ -124,7 +141,7 @@ class _Writer(_End):
 
 
 class _NoLock:
-    """In place of the locks of the original's queues, which its Pool takes: none is needed."""
+    """In place of the lock of the original's writers, which its Pool takes: none is needed."""
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Do nothing."""
@@ -134,16 +151,34 @@ class _NoLock:
         """Do nothing."""
 
     def __enter__(self) -> bool:
-        return True
+        return self.acquire()
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        self.release()
+
+
+class _ReadLock(_NoLock):
+    """In place of the lock of the original's readers: see _Reader."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Have what poll() finds be kept for recv()."""
+        self._reader._holders += 1
+        return True
+
+    def release(self) -> None:
+        """No more; what recv() did not take can be taken by all again, behind the others."""
+        self._reader._holders -= 1
+        while self._reader._kept and not self._reader._holders:
+            self._reader._open().put(self._reader._kept.popleft())
 
 
 class _Box:
     """What all queues have: a mailbox, its two ends, and how it gets to a spawned process."""
 
-    _rlock = _wlock = _NoLock()
+    _wlock = _NoLock()
     _dumps = staticmethod(dumps)
     _loads: Any = staticmethod(pickle.loads)
 
@@ -152,6 +187,10 @@ class _Box:
         self._box = _core.Mailbox(self._dumps, self._loads, Full, Empty, most, fd, bell_fd)
         self._reader: Any = _Reader(self._box)
         self._writer: Any = _Writer(self._box)
+
+    @property
+    def _rlock(self) -> _ReadLock:
+        return _ReadLock(self._reader)
 
     def _descriptors(self) -> tuple[Any, Any]:
         context.assert_spawning(self)
@@ -178,8 +217,8 @@ class _Box:
         return found
 
     def empty(self) -> bool:
-        """Whether there is no message."""
-        return not self._reader.poll()
+        """Whether there is no message that another could take."""
+        return not self._reader._open().wait(0.0)
 
     __class_getitem__: Any = classmethod(types.GenericAlias)
 
@@ -306,7 +345,7 @@ class SimpleQueue(_Box):
 
     def get(self) -> Any:
         """Take the oldest object; waits for one."""
-        return self._reader.recv()
+        return self._reader._open().get()
 
     def put(self, obj: Any) -> None:
         """Put *obj*."""
