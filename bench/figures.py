@@ -99,12 +99,14 @@ def latency_idle(system: System, quick: bool) -> Numbers:
                 "warm_caller_p50_us": 1e6 * times[n // 2]}
         allowed = os.sched_getaffinity(0)
         places = {"one_cpu_p50_us": min(allowed), "two_cpus_p50_us": max(allowed)}
-        os.sched_setaffinity(0, {min(allowed)})
-        for name, cpu in places.items() if len(allowed) > 1 else ():
-            for pid in system.pool.stats()["pids"]:
-                os.sched_setaffinity(pid, {cpu})
-            out[name] = 1e6 * after_idleness(int)[n // 2]
-        os.sched_setaffinity(0, allowed)
+        try:
+            os.sched_setaffinity(0, {min(allowed)})
+            for name, cpu in places.items() if len(allowed) > 1 else ():
+                for pid in system.pool.stats()["pids"]:
+                    os.sched_setaffinity(pid, {cpu})
+                out[name] = 1e6 * after_idleness(int)[n // 2]
+        finally:
+            os.sched_setaffinity(0, allowed)
     system.close()
     return out
 

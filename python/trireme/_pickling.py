@@ -22,6 +22,7 @@ import sys
 import types
 
 from ._byvalue import (
+    _CONNECTIONS,
     PROTOCOL,
     DescriptorError,
     _dump_by_value,
@@ -208,7 +209,8 @@ def loads(data: Any, buffers: Any = ()) -> Any:
 
 def _may_hold_connection(data: bytes) -> bool:
     """Whether a pickle may hold what only the pickler by value refuses: see DescriptorError."""
-    return _CONNECTION in data and _dumps is pickle.dumps
+    there = any(name in sys.modules for name in _CONNECTIONS)  # else there are none
+    return there and _CONNECTION in data and _dumps is pickle.dumps
 
 
 def _needs_value(data: bytes) -> bool:
