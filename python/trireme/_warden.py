@@ -251,7 +251,6 @@ def _serve(
     def first() -> None:
         from . import _errors, _limits, _losses, _output, _worker  # noqa: F401
 
-
         for name in at_once:
             try:
                 __import__(name)
