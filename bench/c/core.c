@@ -4,8 +4,11 @@
  *
  * Two workers of each kind.  submit: futures in windows of 1024, each submitted, waited for and
  * freed.  map: items of an empty task; map8: 8 bytes in, 8 bytes out, every result looked at.
- * Each rate is the median of five runs.  Prints "name value" lines; process_ marks that kind.
+ * Each rate is the median of five runs.  idle: one future after 5 ms in which nobody did anything,
+ * p50 of 300; one_cpu: a pool of one process, bound to one CPU with its owner, as futex_wake has
+ * it.  Prints "name value" lines; process_ marks that kind.
  */
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -99,6 +102,27 @@ static double map8_rate(tri_pool *pool, size_t n)
     return (double)n / (end - start);
 }
 
+static void idle_trip(const char *name, tri_pool *pool, int n)
+{
+    const struct timespec idle = {0, 5000000};
+    double *us = calloc((size_t)n, sizeof *us);
+
+    must(us ? 0 : -1, "calloc");
+    for (int i = 0; i < n; i++) {
+        tri_future *fut;
+
+        nanosleep(&idle, NULL);
+        us[i] = now_s();
+        must(tri_submit(pool, empty, NULL, 0, 0, NULL, &fut), "tri_submit");
+        must(tri_future_wait(fut, -1), "tri_future_wait");
+        us[i] = 1e6 * (now_s() - us[i]);
+        tri_future_free(fut);
+    }
+    qsort(us, (size_t)n, sizeof *us, by_value);
+    printf("%s_p50_us %.2f\n", name, us[n / 2]);
+    free(us);
+}
+
 static void report(const char *kind, const char *name, tri_pool *pool,
                    double (*rate)(tri_pool *, size_t), size_t n)
 {
@@ -109,6 +133,28 @@ static void report(const char *kind, const char *name, tri_pool *pool,
         per_s[i] = rate(pool, n);
     qsort(per_s, RUNS, sizeof *per_s, by_value);
     printf("%s%s_per_s %.0f\n", kind, name, per_s[RUNS / 2]);
+}
+
+static void on_one_cpu(int n)
+{
+    cpu_set_t all, one;
+    tri_pool_config cfg;
+    tri_pool *pool;
+    int cpu = 0;
+
+    must(sched_getaffinity(0, sizeof all, &all), "sched_getaffinity");
+    while (!CPU_ISSET(cpu, &all))
+        cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    must(sched_setaffinity(0, sizeof one, &one), "sched_setaffinity");
+    tri_pool_config_init(&cfg);
+    cfg.kind = TRI_PROCESS;
+    cfg.workers = 1;
+    must(tri_pool_open(&pool, &cfg), "tri_pool_open");
+    idle_trip("process_one_cpu_idle", pool, n);
+    tri_pool_close(pool);
+    must(sched_setaffinity(0, sizeof all, &all), "sched_setaffinity");
 }
 
 int main(int argc, char **argv)
@@ -127,7 +173,9 @@ int main(int argc, char **argv)
         report(prefix, "submit", pool, submit_rate, WINDOW * (1000 / scale));
         report(prefix, "map", pool, map_rate, 20000000 / scale);
         report(prefix, "map8", pool, map8_rate, 4000000 / scale);
+        idle_trip(kind == TRI_THREAD ? "idle" : "process_idle", pool, (int)(300 / scale));
         tri_pool_close(pool);
     }
+    on_one_cpu((int)(300 / scale));
     return 0;
 }

@@ -262,6 +262,8 @@ struct tri_pool {
     uint32_t next_ring;
     struct tri_member *member;
     _Atomic uint32_t woke; /* a worker was woken, and nobody has waited since */
+    /* of waits after a wake-up: how many are to sleep at once, and how many when it is bad again */
+    _Atomic uint32_t yield_skips, yield_next;
     struct tri_future_store *futures;
     uint32_t *held; /* per heap: result blocks the owner still holds */
     struct tri_kept {
