@@ -89,6 +89,7 @@ class Pool(_core.PoolBase):
     _fragile = False
     # A facade's word: functions that a fork has inherited are sent by name.
     _inherits = False
+    _gives_futures = True  # submit() is its user's
 
     def __new__(cls, workers: int | None = None, *, kind: str = "process", **options: Any) -> Any:
         if kind == "serial":
@@ -233,8 +234,9 @@ class Pool(_core.PoolBase):
         # What every worker needs is imported before the fork, once, not in each of them.
         from . import _errors, _losses, _worker  # noqa: F401
 
-        if threading.active_count() > 1 and not self._inherits:
-            # A fork in the middle of another thread's import has half a module for ever.
+        if self._gives_futures:
+            # Afterwards each page that the import writes to would have to be copied.  And a fork in
+            # the middle of another thread's import has half a module for ever.
             from . import _future  # noqa: F401
         if _pickling.expects_code(self._inherits):
             try:

@@ -70,6 +70,16 @@ def changed() -> dict[str, Any]:
     return out
 
 
+# In the fork server: the filters that its workers begin with.
+_known: list[Filter] | None = None
+
+
+def expect_forks() -> None:
+    """In the fork server: look at the filters once, instead of in each worker."""
+    global _known
+    _known = _filters()
+
+
 def apply(info: dict[str, Any]) -> None:
     """Worker: take over what changed() found."""
     limit = info.get("recursion_limit")
@@ -80,7 +90,7 @@ def apply(info: dict[str, Any]) -> None:
             pass  # less than this worker has in use
     filters = info.get("warnings")
     # Options (-W, PYTHONWARNINGS) have made the same of a worker that starts elsewhere.
-    if filters is not None and filters != _filters():
+    if filters is not None and filters != (_known or _filters()):
         _apply_filters(filters)
 
 

@@ -122,6 +122,9 @@ def _expect_forks() -> None:
     from . import _limits
 
     _limits.expect_forks()
+    settings = sys.modules.get("trireme._settings")
+    if settings is not None:
+        settings.expect_forks()
     gc.collect()
     for size in range(16, 513, 16):
         for number in range(2000):

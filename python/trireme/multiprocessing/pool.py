@@ -63,6 +63,7 @@ _setups = itertools.count(1)
 
 class _Native(_native.Pool):
     _inherits = True
+    _gives_futures = False  # but Outcomes
 
 
 class _PoolWorker:
