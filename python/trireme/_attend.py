@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._pool import Pool
 
 _PATIENCE = 2.0  # seconds that a fork waits for a callback of the user's
+_AGAIN = 0.05  # seconds after which what failed for want of memory, say, is tried again
 
 
 class PoolSet(weakref.WeakSet):  # type: ignore[type-arg]
@@ -105,10 +106,12 @@ def _serve_loop(pool: Pool) -> None:
             # A callback raised it: signals are the main thread's.  Others must still be served.
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
         except Exception:
-            with _serving:
-                pool._server = None
-            _dropped.discard(pool)
-            return
+            if pool._is_fork or ending:
+                with _serving:
+                    pool._server = None
+                _dropped.discard(pool)
+                return
+            time.sleep(_AGAIN)
 
 
 def _stop_serving(pool: Pool, limit: float | None = None) -> None:

@@ -301,7 +301,7 @@ static void take_memory(struct tri_cgroup *cg, uint64_t limit, uint64_t used, ui
 static void read_memory(const char *dir, bool v2, bool own, struct tri_cgroup *cg)
 {
     uint64_t limit = UINT64_MAX, other, used = 0, cache;
-    char stat[8192] = "", text[1024];
+    char stat[8192] = "";
 
     read_in(dir, "memory.stat", stat, sizeof stat);
     cache = reclaimable(stat, v2);
@@ -322,9 +322,16 @@ static void read_memory(const char *dir, bool v2, bool own, struct tri_cgroup *c
     }
     if (limit < UNLIMITED_V1)
         take_memory(cg, limit, used, cache);
-    if (own && read_in(dir, v2 ? "memory.events" : "memory.oom_control", text, sizeof text) &&
-        number_after(text, "oom_kill", &other))
-        cg->oom_kills += other;
+}
+
+static void read_oom(const char *dir, bool v2, struct tri_cgroup *cg)
+{
+    uint64_t kills;
+    char text[1024];
+
+    if (read_in(dir, v2 ? "memory.events" : "memory.oom_control", text, sizeof text) &&
+        number_after(text, "oom_kill", &kills))
+        cg->oom_kills += kills;
 }
 
 /* Call with the process's directory, then with each parent up to the mount point. */
@@ -332,7 +339,9 @@ static void read_levels(struct place *place, enum hierarchy h, unsigned what, st
 {
     bool own = true;
 
-    for (;;) {
+    if (what & TRI_CGROUP_OOM && h != V1_CPU)
+        read_oom(place->dir, h == V2, cg);
+    while (what & (TRI_CGROUP_CPU | TRI_CGROUP_MEMORY)) {
         char *slash;
 
         if (what & TRI_CGROUP_CPU && h != V1_MEMORY)
@@ -370,6 +379,6 @@ uint64_t tri_memory_oom_kills(void)
 {
     struct tri_cgroup cg;
 
-    tri_cgroup_read("", TRI_CGROUP_MEMORY, &cg);
+    tri_cgroup_read("", TRI_CGROUP_OOM, &cg);
     return cg.oom_kills;
 }

@@ -78,7 +78,7 @@ int tri_cpu_count_at(const char *root, const char *env, int allowed);
 
 /* ------------------------------------------------------------------ cgroups and memory */
 
-enum { TRI_CGROUP_CPU = 1, TRI_CGROUP_MEMORY = 2 };
+enum { TRI_CGROUP_CPU = 1, TRI_CGROUP_MEMORY = 2, TRI_CGROUP_OOM = 4 };
 
 struct tri_cgroup {
     int version;              /* 1, 2; 0: none found.  A hybrid counts as 1: that one limits */

@@ -63,7 +63,7 @@ static struct tri_cgroup cgroup(void)
 {
     struct tri_cgroup cg;
 
-    tri_cgroup_read(root, TRI_CGROUP_CPU | TRI_CGROUP_MEMORY, &cg);
+    tri_cgroup_read(root, TRI_CGROUP_CPU | TRI_CGROUP_MEMORY | TRI_CGROUP_OOM, &cg);
     return cg;
 }
 

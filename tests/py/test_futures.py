@@ -261,6 +261,23 @@ def test_a_thread_runs_only_while_a_future_is_watched(fast: Any) -> None:
     until(lambda: "trireme-watch" not in [t.name for t in threading.enumerate()])
 
 
+def test_callbacks_are_called_where_waiting_for_them_failed_once() -> None:
+    failed = []
+
+    class Poor(tri.Pool):
+        def _step(self, seconds: float) -> int:
+            if not failed:
+                failed.append(seconds)
+                raise MemoryError("no room for the output of a worker")
+            return super()._step(seconds)
+
+    ended = threading.Event()
+    with Poor(1) as pool:
+        pool.submit(nap, 0.05).add_done_callback(lambda future: ended.set())
+        assert ended.wait(20)
+    assert failed
+
+
 # -------------------------------------------------------------- asyncio
 
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import types
-from _queue import Empty, SimpleQueue  # the C half; queue.py would import heapq
 from collections import deque
 from importlib import import_module
 
@@ -133,12 +132,16 @@ class Teller:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a collection under it may run a __del__ that ends a pool
-        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._calls: Any = None  # a SimpleQueue of functions, and None for the thread to leave
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], object]) -> None:
         """Have *function* called."""
         with self._lock:
+            if self._calls is None:
+                from _queue import SimpleQueue  # the C half; queue.py would import heapq
+
+                self._calls = SimpleQueue()
             self._calls.put(function)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -153,9 +156,11 @@ class Teller:
 
     def _next(self) -> Callable[[], object] | None:
         """What to call next; None when the thread is to leave."""
+        from _queue import Empty
+
         while True:
             try:
-                return self._calls.get(timeout=_LINGER)
+                return self._calls.get(timeout=_LINGER)  # type: ignore[no-any-return]
             except Empty:
                 with self._lock:
                     if self._calls.empty():
