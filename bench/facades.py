@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from figures import Figure, Numbers, check, cut, now, timed
+from starts import executor_start, pool_start
 from systems import Doors, FasterFifo, System
 from tasks import busy, np, plus_one, square
 
@@ -411,47 +412,6 @@ def events(system: Doors, quick: bool) -> Numbers:
     n = size(4000, quick) // PARTNERS
     return {**either_place("event", lambda apart: event_trips(system, n, apart)),
             **either_place("condition", lambda apart: condition_trips(system, n, apart))}
-
-
-# ------------------------------------------------------------------ starts
-
-
-def starts(once: Callable[[int], tuple[float, float]], quick: bool) -> Numbers:
-    times = [once(i) for i in range(3 if quick else 6)]
-    return {"first_ms": 1e3 * times[0][0],
-            "again_ms": 1e3 * statistics.median(t for t, _ in times[1:]),
-            "stop_ms": 1e3 * statistics.median(t for _, t in times[1:])}
-
-
-def pool_start(system: Doors, quick: bool) -> Numbers:
-    """Make a pool and have its first result, numpy imported: the first in a process, then again."""
-
-    def once(i: int) -> tuple[float, float]:
-        start = now()
-        pool = system.context.Pool(system.workers)
-        value = pool.apply(plus_one, (i,))
-        middle = now()
-        pool.close()
-        pool.join()
-        check(value == i + 1, "first result")
-        return middle - start, now() - middle
-
-    return starts(once, quick)
-
-
-def executor_start(system: Doors, quick: bool) -> Numbers:
-    """The same for an executor."""
-
-    def once(i: int) -> tuple[float, float]:
-        start = now()
-        executor = system.futures.ProcessPoolExecutor(system.workers, mp_context=system.context)
-        value = executor.submit(plus_one, i).result()
-        middle = now()
-        executor.shutdown()
-        check(value == i + 1, "first result")
-        return middle - start, now() - middle
-
-    return starts(once, quick)
 
 
 # ------------------------------------------------------------------ the table

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starts import startup
 from systems import System, Unsupported
 from tasks import array_double, array_sum, linger, np, plus_one, random_square, square
 
@@ -210,30 +210,6 @@ def arrays(system: System, quick: bool) -> Numbers:
                 "fresh_shared_gb_per_s": statistics.median(fresh[1:]),
                 "put_gb_per_s": statistics.median(put[1:])}
     return out
-
-
-def startup(system: System, quick: bool) -> Numbers:
-    """Open a pool and have one result, with numpy imported: the first in a process, then again."""
-    times, stops = [], []
-    for i in range(4):
-        start = now()
-        system.open()
-        value = system.call(plus_one, i)
-        times.append(1e3 * (now() - start))
-        check(value == i + 1, "first result")
-        t, _ = timed(system.close)
-        stops.append(1e3 * t)
-    out = {"first_ms": times[0], "again_ms": statistics.median(times[1:]),
-           "stop_ms": statistics.median(stops)}
-    if type(system).__name__ == "Trireme":
-        out["import_ms"] = statistics.median(import_ms() for _ in range(5))
-    return out
-
-
-def import_ms() -> float:
-    code = ("import time; start = time.perf_counter(); import trireme; trireme.Pool;"
-            "print(1e3 * (time.perf_counter() - start))")
-    return float(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
 def memory(system: System, quick: bool) -> Numbers:

@@ -166,6 +166,11 @@ def machine() -> dict[str, Any]:
             "date": time.strftime("%Y-%m-%d")}
 
 
+
+# What tells numpy's libraries how many threads they may use.  Tasks that are measured have one.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+STARTS = ("startup", "facade_pool_start", "facade_executor_start")
+
 # ------------------------------------------------------------------ measuring
 
 
@@ -173,9 +178,13 @@ def measure(python: Path, figure: str, system: str, args: argparse.Namespace) ->
     """One figure on one system, once."""
     out = args.out / "child.json"
     out.unlink(missing_ok=True)
-    env = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1",
-               RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", PYTHONWARNINGS="ignore")
+    env = dict(os.environ, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", PYTHONWARNINGS="ignore")
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # or each worker compiles the tasks' module anew
+    for name in THREADS:
+        if figure in STARTS:
+            env.pop(name, None)  # as a user's program starts: see starts.py
+        else:
+            env[name] = "1"
     with open(args.out / "child.log", "wb") as log:
         child = subprocess.Popen(
             [python, HERE / "child.py", figure, system, str(args.workers), str(int(args.quick)),

@@ -245,8 +245,11 @@ class Doors(System):
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
-        multiprocessing, self.futures = (importlib.import_module(name) for name in self.names)
-        self.context: Any = multiprocessing.get_context(self.method)
+        self.context: Any = importlib.import_module(self.names[0]).get_context(self.method)
+
+    @property
+    def futures(self) -> Any:
+        return importlib.import_module(self.names[1])
 
     def queue(self) -> Any:
         return self.context.Queue()
