@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 2.0  # seconds that a fork waits for a callback of the user's
 _AGAIN = 0.05  # seconds after which what failed for want of memory, say, is tried again
+_TRIES = 100  # in a row: what fails for longer will not get better
 
 
 class PoolSet(weakref.WeakSet):  # type: ignore[type-arg]
@@ -90,6 +91,7 @@ def _serve_dropped(pool: Pool) -> None:
 
 
 def _serve_loop(pool: Pool) -> None:
+    failed = 0
     while True:
         with _serving:
             ending = pool in _dropped and not pool._pending()
@@ -102,11 +104,13 @@ def _serve_loop(pool: Pool) -> None:
                 pool.terminate()
             else:
                 pool._step(0.2)
+            failed = 0
         except KeyboardInterrupt:
             # A callback raised it: signals are the main thread's.  Others must still be served.
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
         except Exception:
-            if pool._is_fork or ending:
+            failed += 1
+            if pool._is_fork or ending or failed == _TRIES:
                 with _serving:
                     pool._server = None
                 _dropped.discard(pool)

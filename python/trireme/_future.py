@@ -3,35 +3,22 @@
 
 The C part (``_core.FutureBase``) waits, decodes and keeps the state; this class makes it a
 ``concurrent.futures.Future``, so that everything written for those accepts it.
-
-It is one from the moment that somebody imports ``concurrent.futures``, which nobody can be without
-who asks.  That takes 4 ms, longer than to start a pool that forks: see _imports.py.
 """
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
+from concurrent.futures import Future as _StdFuture
+from concurrent.futures._base import LOGGER
 
-from . import _core, _imports
+from . import _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-    from concurrent.futures import Future as _StdFuture
-    from types import ModuleType
+    from collections.abc import Generator
     from typing import Any
 
-    class _Base(_core.FutureBase, _StdFuture[Any]):
-        pass
 
-else:
-    _Base = _core.FutureBase
-
-_STANDARD = "concurrent.futures._base"
-
-
-class Future(_Base):
+class Future(_core.FutureBase, _StdFuture):
     """The result of one call, now or later.
 
     A ``concurrent.futures.Future`` in every respect, and awaitable.  ``result(timeout=None)`` and
@@ -39,6 +26,8 @@ class Future(_Base):
     ``as_completed()`` and ``await`` need somebody who waits, so the pool then runs one thread
     until those futures have ended.
     """
+
+    __slots__ = ()
 
     def __init__(self) -> None:
         raise TypeError("futures come from Pool.submit()")
@@ -52,10 +41,6 @@ class Future(_Base):
         return asyncio.wrap_future(self).__await__()
 
     __class_getitem__ = classmethod(type(list[int]))  # type: ignore[assignment,var-annotated]
-
-    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        """Call ``fn(self)`` when this has ended, on the thread that finds out; now if it has."""
-        import_module(_STANDARD).Future.add_done_callback(self, fn)
 
     def set_running_or_notify_cancel(self) -> bool:
         """Refused: workers decide."""
@@ -95,19 +80,11 @@ class Future(_Base):
             try:
                 callback(self)
             except Exception:
-                import_module(_STANDARD).LOGGER.exception("exception calling callback for %r", self)
+                LOGGER.exception("exception calling callback for %r", self)
             except BaseException as exc:
                 stopped = stopped or exc  # Ctrl-C is no reason to forget the others
         if stopped is not None:
             raise stopped
 
 
-def _derive(standard: ModuleType) -> None:
-    Future.__bases__ = (_core.FutureBase, vars(standard)["Future"])
-
-
-_imports.when_imported(_STANDARD, _derive)
-if _STANDARD in sys.modules:
-    import_module(_STANDARD)  # another thread may be in the middle of it: wait for that
-    _imports.look()
 _core._set_future_class(Future)

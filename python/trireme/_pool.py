@@ -31,6 +31,8 @@ __all__ = ["STARTS", "Pool", "cpu_count", "default_pool", "map", "starmap", "sub
 
 _MAP, _ORDERED, _UNORDERED, _ASYNC = range(4)
 
+_opening = threading.RLock()  # one thread at a time starts or replaces the shared warden
+
 
 def cpu_count(physical: bool = False) -> int:
     """How many CPUs this process may use; its physical cores with *physical*.
@@ -38,6 +40,16 @@ def cpu_count(physical: bool = False) -> int:
     Honours ``PYTHON_CPU_COUNT``, the affinity mask and the quota of a container.
     """
     return _core.cpu_count(physical)
+
+
+def begin_warden(start: str) -> None:
+    """Start the process that starts workers; it comes up while the pool for it is prepared."""
+    if start in ("forkserver", "spawn"):
+        try:
+            with _opening:
+                _warden.shared(start == "spawn")
+        except Exception:
+            pass  # opening the pool tries again, and says why
 
 
 def _default_workers() -> int:
@@ -152,7 +164,7 @@ class Pool(_core.PoolBase):
 
     def _open_shared(self, options: dict[str, Any]) -> None:
         """Open with this process's warden; with another one if that has died since."""
-        with _warden.opening:
+        with _opening:
             for attempt in (0, 1):
                 known = _warden.running()
                 try:
@@ -223,7 +235,8 @@ class Pool(_core.PoolBase):
         from . import _errors, _losses, _worker  # noqa: F401
 
         if self._gives_futures:
-            # Afterwards each page that the import writes to would have to be copied.
+            # Afterwards each page that the import writes to would have to be copied.  And a fork in
+            # the middle of another thread's import has half a module for ever.
             from . import _future  # noqa: F401
         if _pickling.expects_code(self._inherits):
             try:
@@ -583,13 +596,15 @@ class Pool(_core.PoolBase):
         return f"<trireme.Pool {self._workers} {self._kind} workers, {state}>"
 
 
+# Each function of Python that a fork runs costs it 40 us, for the pages that it touches.
+os.register_at_fork(after_in_child=_opening._at_fork_reinit)  # type: ignore[attr-defined]
+
+
 # ---------------------------------------------------------------------------------------------
 # The default pool
 # ---------------------------------------------------------------------------------------------
 
-# "pool", if it is open.  A dictionary, which a fork empties in C: a function of Python costs each
-# fork 40 us, for the pages that it touches.
-_default: dict[str, Pool] = {}
+_default: dict[str, Pool] = {}  # "pool", if it is open: a dictionary, which a fork empties in C
 os.register_at_fork(after_in_child=_default.clear)
 
 

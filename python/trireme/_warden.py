@@ -16,7 +16,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ _between = 0
 _served = False  # it has answered once
 _theirs = 0  # the warden's end, by its inode
 _spared: list[int] = []  # the same of wardens that were stuck while they served other pools
-
-opening = RLock()  # one thread at a time starts or replaces the shared warden
-os.register_at_fork(after_in_child=opening._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def folder() -> str | None:
@@ -103,7 +99,7 @@ def _at_once() -> list[str]:
         names.append("trireme._settings")
     if "numpy" in sys.modules:
         names.append("numpy")
-    if "trireme.multiprocessing" in sys.modules:
+    if "trireme.multiprocessing.pool" in sys.modules:
         names += ["trireme.multiprocessing._worker", "multiprocessing.resource_tracker"]
     if "trireme.futures.process" in sys.modules:
         names += ["trireme.futures._start", "trireme.multiprocessing._ways"]
@@ -279,19 +275,6 @@ def shared(spawn: bool) -> int:
     if _main < 0 or _main_pid != os.getpid():
         _start(spawn)
     return _main
-
-
-def begin(start: str) -> None:
-    """Start the warden if pools of this start method need one.
-
-    It comes up while what the pool needs is imported and prepared.
-    """
-    if start in ("forkserver", "spawn"):
-        try:
-            with opening:
-                shared(start == "spawn")
-        except Exception:
-            pass  # opening the pool tries again, and says why
 
 
 def running() -> bool:

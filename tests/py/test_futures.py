@@ -7,8 +7,6 @@ import asyncio
 import concurrent.futures as cf
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -253,46 +251,6 @@ def test_chain_of_callbacks_ends(workers: Any) -> None:
 
     workers.submit(square, 1).add_done_callback(again)
     assert ended.wait(30)
-
-
-BECOMES_STANDARD = """
-import sys
-import trireme as tri
-
-with tri.Pool(2) as pool:
-    early, told = pool.submit(abs, -1), []
-    assert early.result(20) == 1 and not early.cancel()
-    early.note = "users' attributes stay"
-    assert "concurrent.futures" not in sys.modules and "logging" not in sys.modules
-    assert isinstance(early, tri.Future)
-    import concurrent.futures as cf
-    late = pool.submit(abs, -2)
-    assert isinstance(early, cf.Future) and isinstance(late, cf.Future)
-    assert issubclass(tri.Future, cf.Future) and early.note
-    assert cf.wait([early, late], 20).done == {early, late}
-    late.add_done_callback(told.append)
-    assert told == [late] and "_Finder" not in str(sys.meta_path)
-print("good")
-"""
-
-CALLBACK_FIRST = """
-import sys, threading
-import trireme as tri
-
-with tri.Pool(1) as pool:
-    told = threading.Event()
-    pool.submit(abs, -1).add_done_callback(lambda future: told.set())
-    assert told.wait(20)
-    import concurrent.futures as cf
-    assert issubclass(tri.Future, cf.Future)
-print("good")
-"""
-
-
-@pytest.mark.parametrize("program", [BECOMES_STANDARD, CALLBACK_FIRST])
-def test_the_standard_module_is_imported_by_who_wants_it(program: str) -> None:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("good\n", "")
 
 
 def test_a_thread_runs_only_while_a_future_is_watched(fast: Any) -> None:

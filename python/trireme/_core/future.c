@@ -2,11 +2,10 @@
 /*
  * future.c - type FutureBase: the owner's handle on one call.
  *
- * trireme.Future is made from it, and from concurrent.futures.Future once that is imported, so the
- * standard library's wait(), as_completed() and asyncio.wrap_future() accept it.  What they look
- * at (_condition, _state, _waiters, ...) are attributes computed here, and a condition is made only
- * when somebody asks for it: a future that is only waited for with result() costs no lock and no
- * thread.
+ * trireme.Future is made from it and from concurrent.futures.Future, so the standard library's
+ * wait(), as_completed() and asyncio.wrap_future() accept it.  What they look at (_condition,
+ * _state, _waiters, ...) are attributes computed here, and a condition is made only when somebody
+ * asks for it: a future that is only waited for with result() costs no lock and no thread.
  * Asking for the condition of a pending future *watches* it: from then on the pool's watching
  * thread runs until it has ended, because nobody else might take its result.
  *
@@ -158,7 +157,8 @@ static PyObject *unsent(FutureObject *f)
 }
 
 /*
- * What submit() makes.  The first submit() of all imports it, while the pool's workers start.
+ * What submit() makes.  Future derives from concurrent.futures.Future, whose import takes longer
+ * than a fork: the first submit() of all does it, while the pool's workers start.
  */
 static PyTypeObject *future_class(PoolObject *pool)
 {

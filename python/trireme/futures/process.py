@@ -31,7 +31,7 @@ from itertools import islice
 from multiprocessing import context as _mp_context
 from typing import Literal, cast
 
-from .. import _imports, _pool, _warden
+from .. import _imports, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
 from .._errors import broken_process_pool
 from .._options import _integer
@@ -350,7 +350,7 @@ class ProcessPoolExecutor(_Executor):
     def _make_pool(self) -> _pool.Pool:
         _imports.look()
         start = _start_of(self._mp_context)
-        _warden.begin(start)
+        _pool.begin_warden(start)
         _ways.follow()
         breaks_by_itself = self._on_crash == "break" and not self._options
         open_pool = partial(

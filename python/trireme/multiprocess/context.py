@@ -28,11 +28,9 @@ class _WithPool(_Base):
         maxtasksperchild: int | None = None,
     ) -> _Pool:
         """Returns a process pool object"""
-        context = self.get_context()
-        _facade.begin_warden(context)
         from .pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=context)
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
 
     def Pipe(self, duplex: bool = True) -> Any:
         """Returns two connection objects connected by a pipe"""

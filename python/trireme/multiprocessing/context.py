@@ -49,13 +49,6 @@ __all__ = [
 ]
 
 
-def begin_warden(context: Any) -> None:
-    """Have what starts a pool's workers come up while the modules of pools are imported."""
-    from .. import _warden
-
-    _warden.begin(context.get_start_method())
-
-
 class _WithPool(_Base):
     """What our contexts have in place of the original's."""
 
@@ -67,11 +60,9 @@ class _WithPool(_Base):
         maxtasksperchild: int | None = None,
     ) -> _Pool:
         """Returns a process pool object"""
-        context = self.get_context()
-        begin_warden(context)
         from .pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=context)
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
 
     def Queue(self, maxsize: int = 0) -> Any:
         """Returns a queue object"""

@@ -23,7 +23,7 @@ import warnings
 import weakref
 from functools import partial
 
-from .. import _pickling, _warden
+from .. import _pickling
 from .. import _pool as _native
 from . import _born, _results, _ways, _worker
 from ._lend import Lender, describe
@@ -139,7 +139,7 @@ class Pool:
         method = self._ctx.get_start_method()
         if method not in _native.STARTS:
             method = "spawn"
-        _warden.begin(method)
+        _native.begin_warden(method)
         _ways.follow()
         lender = Lender()
         try:
