@@ -28,7 +28,7 @@ def test_tqdms_maps(program: Any, method: str) -> None:
             multiprocessing.set_start_method(sys.argv[1])
             print(process_map(square, range(20), max_workers=2, chunksize=3, disable=True))
             print(process_map(square, range(3), max_workers=2, chunksize=1, file=sys.stdout,
-                              bar_format="{n}/{total}", mininterval=0, leave=False)[-1])
+                              bar_format="{n}/{total}", mininterval=0, miniters=1, leave=False)[-1])
             print(thread_map(square, range(20), max_workers=2, disable=True))
         """,
         method,
