@@ -169,19 +169,20 @@ def machine() -> dict[str, Any]:
 
 # What tells numpy's libraries how many threads they may use.  Tasks that are measured have one.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-STARTS = ("startup", "facade_pool_start", "facade_executor_start")
 
 # ------------------------------------------------------------------ measuring
 
 
 def measure(python: Path, figure: str, system: str, args: argparse.Namespace) -> dict[str, Any]:
     """One figure on one system, once."""
+    import starts
+
     out = args.out / "child.json"
     out.unlink(missing_ok=True)
     env = dict(os.environ, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", PYTHONWARNINGS="ignore")
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # or each worker compiles the tasks' module anew
     for name in THREADS:
-        if figure in STARTS:
+        if figure in starts.RUNS:
             env.pop(name, None)  # as a user's program starts: see starts.py
         else:
             env[name] = "1"
