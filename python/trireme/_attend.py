@@ -114,8 +114,10 @@ def _serve_loop(pool: Pool) -> None:
                 with _serving:
                     pool._server = None
                 _dropped.discard(pool)
+                if failed == _TRIES:
+                    raise  # who waits for a callback is to read of it: threading.excepthook
                 return
-            time.sleep(_AGAIN)
+            time.sleep(_AGAIN)  # nobody could wake us when it would succeed
 
 
 def _stop_serving(pool: Pool, limit: float | None = None) -> None:

@@ -278,6 +278,22 @@ def test_callbacks_are_called_where_waiting_for_them_failed_once() -> None:
     assert failed
 
 
+def test_a_thread_that_cannot_wait_says_so_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poor(tri.Pool):
+        def _step(self, seconds: float) -> int:
+            raise MemoryError("no room")
+
+    said: list[Any] = []
+    monkeypatch.setattr("trireme._attend._AGAIN", 0)
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    with Poor(1) as pool:
+        future = pool.submit(nap, 0.05)
+        future.add_done_callback(lambda future: None)
+        until(lambda: "trireme-watch" not in [t.name for t in threading.enumerate()])
+        assert future.result(20) == 0.05
+    assert [args.exc_type for args in said] == [MemoryError]
+
+
 # -------------------------------------------------------------- asyncio
 
 
