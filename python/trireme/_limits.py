@@ -144,8 +144,10 @@ def prepare(threads: int) -> None:
     _plan = threads, _setters(os.environ), added
 
 
-# In the fork server: the threads that its variables, which are those of warden_env(), stand for.
+# In the fork server: the threads that its variables, which are those of warden_env(), stand for;
+# and what TRIREME_SET said.
 _served: int | None = None
+_told: str | None = None
 
 
 def expect_forks() -> None:
@@ -153,10 +155,18 @@ def expect_forks() -> None:
 
     To look at every variable, in Python's own mapping, costs a worker a tenth of a megabyte.
     """
-    global _served
-    told = os.environ.get("TRIREME_SET")
-    values = {os.environ.get(name) for name in (told or "").split(",") if name}
-    _served = 1 if told is not None and values <= {"1"} else None
+    global _served, _told
+    # The system's variable stays, for workers that are exec'ed.
+    told = _known_variables().pop(b"TRIREME_SET", None)
+    if told is not None:
+        _told = os.fsdecode(told)
+    values = {os.environ.get(name) for name in (_told or "").split(",") if name}
+    _served = 1 if _told is not None and values <= {"1"} else None
+
+
+def told() -> list[str]:
+    """Worker: the variables of this environment that are the fork server's and not the user's."""
+    return (os.environ.get("TRIREME_SET") or _told or "").split(",")
 
 
 def _known_variables() -> Any:
@@ -179,11 +189,10 @@ def apply(threads: int, wardens: bool = False) -> None:
             os.putenv(name, value)
         _known_variables().update(_plan[2])
         return
+    os.unsetenv("TRIREME_SET")
     if wardens and _served == threads:
-        os.unsetenv("TRIREME_SET")
-        _known_variables().pop(b"TRIREME_SET", None)
         return
-    told = os.environ.pop("TRIREME_SET", None)
+    told = os.environ.pop("TRIREME_SET", None) or (_told if wardens else None)
     ours = (told or "").split(",")
     user = {name: value for name, value in os.environ.items() if name not in ours}
     added = thread_env(threads, user)

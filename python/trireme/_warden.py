@@ -119,8 +119,9 @@ def _expect_forks() -> None:
     """
     import gc
 
-    from . import _limits
+    from . import _limits, _worker
 
+    _worker.expect_forks()
     _limits.expect_forks()
     settings = sys.modules.get("trireme._settings")
     if settings is not None:
@@ -141,15 +142,22 @@ def _expect_forks() -> None:
 def _preloader(names: list[str]) -> Callable[[], bool]:
     """A function that imports one library per call and says whether there are more."""
     left = list(reversed(names))
+    loaded = False
 
     def preload() -> bool:
+        nonlocal loaded
+        from . import _worker
+
         if left:
+            before = set(sys.modules)
             try:
                 __import__(left.pop())
             except BaseException:
                 pass  # it is only a head start
-        if not left:
-            _expect_forks()
+            loaded = loaded or before != set(sys.modules)
+            _worker.expect_forks()
+        if not left and loaded:
+            _expect_forks()  # not in vain: it writes to pages that workers share by now
         return bool(left)
 
     return preload
@@ -252,14 +260,13 @@ def _serve(
     from . import _core
 
     def first() -> None:
-        from . import _errors, _limits, _losses, _output, _worker  # noqa: F401
+        from . import _errors, _losses, _output  # noqa: F401
 
         for name in at_once:
             try:
                 __import__(name)
             except BaseException:
                 pass  # whoever needs it will see
-        _worker.expect_forks()
         _expect_forks()
 
     # Workers that are exec'ed have no use for that.  A later pool's may be forked.

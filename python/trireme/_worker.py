@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from _signal import SIG_BLOCK, SIG_SETMASK
 from _thread import RLock, get_ident
 
 from . import _pickling
@@ -248,29 +249,18 @@ class _Binary(io.BufferedIOBase):
         self._stream.flush()
 
 
-_ready: list[_Stream] = []  # of expect_forks()
-
-
-def expect_forks() -> None:
-    """In the fork server: make what every worker would make for itself."""
-    _ready[:] = _Stream(STDOUT, 1), _Stream(STDERR, 2)
-
-
-def _redirect(send: Send) -> None:
+def _redirect(send: Send, streams: tuple[_Stream, _Stream]) -> None:
     """Put forwarding streams in place of sys.stdout and sys.stderr.
 
     A fork inherits text that the owner had not flushed.  It is the owner's to write, so the old
     streams are neither flushed nor released (which would flush them).
     """
-    _replaced.extend((sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__))
-    if not _ready:
-        expect_forks()
-    for stream, name in zip(_ready, ("stdout", "stderr"), strict=True):
-        stream._send, stream._pid = send, pid
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    _streams.extend(_ready)
-    _ready.clear()  # a fork of this worker that is a worker itself has its own
+    _replaced.append((sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__))
+    _streams[:] = out, err = streams
+    out._send = err._send = send
+    out._pid = err._pid = pid
+    sys.stdout = sys.__stdout__ = out  # type: ignore[misc, assignment]
+    sys.stderr = sys.__stderr__ = err  # type: ignore[misc, assignment]
 
 
 def _line_buffer() -> None:
@@ -368,8 +358,12 @@ def _reseed() -> None:
         function()
 
 
-def _disown_children() -> None:
-    """Forget the owner's multiprocessing children, which end() would otherwise try to end."""
+def _disown() -> None:
+    """Forget what was the owner's: classes born there, and its multiprocessing children.
+
+    end() would otherwise try to end these.
+    """
+    _pickling.become_worker()
     process = sys.modules.get("multiprocessing.process")
     if process is not None:
         process._children = set()  # type: ignore[attr-defined]
@@ -378,13 +372,24 @@ def _disown_children() -> None:
         util._finalizer_registry.clear()
 
 
+def _limits() -> Any:
+    """That module.  An import statement runs code of Python's even for what is there already.
+
+    Each page that it touches, if only to count references, is then this worker's own.
+    """
+    module = sys.modules.get("trireme._limits")
+    if module is None:
+        from . import _limits as module
+    return module
+
+
 def _move_in(environ: dict[str, str] | None, cwd: str | None) -> None:
     """Take the owner's environment and folder of now: the fork server has those of its start."""
     if environ is not None:
         here = os.environ
         # The fork server's own limits of BLAS threads are for _limits to judge, unless the owner
         # has set the variables since.
-        ours = [n for n in here.get("TRIREME_SET", "").split(",") if n in here and n not in environ]
+        ours = [n for n in _limits().told() if n in here and n not in environ]
         if ours:
             environ = {**environ, **{n: here[n] for n in ours}, "TRIREME_SET": ",".join(ours)}
         for name in [n for n in here if n not in environ]:
@@ -419,29 +424,31 @@ def begin(info: dict[str, Any]) -> None:
 
     Raises what the initializer raises.
     """
-    global pid
+    global pid, _ready, _mask
     pid = os.getpid()
+    _mask = None  # what the initializer changes is to stay
     send = info.get("output") if info.get("forward", True) else None
     path = info.get("path")
     if path is not None:
         sys.path[:] = path
-    _move_in(info.get("environ"), info.get("cwd"))
+    environ, cwd = info.get("environ"), info.get("cwd")
+    if environ is not None or cwd is not None:
+        _move_in(environ, cwd)
     argv = info.get("argv")
     if argv is not None:
         sys.argv[:] = argv
-    _pickling.become_worker()
-    _disown_children()
+    ready, _ready = _ready, None  # a fork of this worker that is a worker itself has its own
+    if ready is None:
+        _disown()
     if send is not None:
-        _redirect(send)
+        _redirect(send, ready or (_Stream(STDOUT, 1), _Stream(STDERR, 2)))
         if info.get("logging") is not None:
             _forward_logging(send, info["logging"])
     else:
         _line_buffer()
     threads = info.get("threads")
     if threads is not None:
-        from . import _limits
-
-        _limits.apply(threads, wardens=info.get("environ") is None)
+        _limits().apply(threads, wardens=environ is None)
     settings = info.get("settings")
     if settings:
         from . import _settings
@@ -456,7 +463,9 @@ def begin(info: dict[str, Any]) -> None:
         function, args = initializer
         function(*args)
         flush()
-    _watch_mask()
+    if _set_mask is None:
+        _watch_mask()
+    _mask = _set_mask(SIG_BLOCK, ())
 
 
 _mask: Any = None  # the signals that are blocked between tasks
@@ -468,10 +477,12 @@ def _watch_mask() -> None:
 
     Reading the mask after every task would be a system call per task.
     """
-    global _mask, _set_mask
+    global _set_mask
     import _signal
 
-    original = _signal.pthread_sigmask
+    if _set_mask is not None:
+        return  # inherited
+    _set_mask = original = _signal.pthread_sigmask
 
     def pthread_sigmask(how: int, mask: Any) -> Any:
         global _written
@@ -479,9 +490,24 @@ def _watch_mask() -> None:
         return original(how, mask)
 
     pthread_sigmask.__doc__ = original.__doc__
-    _mask = original(_signal.SIG_BLOCK, ())
-    _set_mask = original
     _signal.pthread_sigmask = pthread_sigmask
+
+
+_ready: tuple[_Stream, _Stream] | None = None  # of expect_forks(), in a fork of that process
+
+
+def expect_forks() -> None:
+    """In the fork server: do what each worker would do for itself, on pages of its own.
+
+    Called again after each import, which may have started something of its own.  sys.stdout and
+    sys.stderr stay what they are: the streams of workers are nothing that a library may keep.
+    """
+    global _ready, _written
+    if _ready is None:
+        _ready = _Stream(STDOUT, 1), _Stream(STDERR, 2)
+        _watch_mask()
+    _disown()
+    _written = False
 
 
 def flush() -> None:
@@ -493,9 +519,7 @@ def flush() -> None:
     if _written:
         _written = False
         if _mask is not None:
-            import _signal
-
-            _set_mask(_signal.SIG_SETMASK, _mask)
+            _set_mask(SIG_SETMASK, _mask)
         for stream in _streams:
             stream.flush_all()
 

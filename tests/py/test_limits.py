@@ -147,3 +147,42 @@ def test_a_forked_worker_is_limited_without_threads_of_its_blas(given: int) -> N
     if limit is None:
         pytest.skip("this numpy has no BLAS that we know, or one that hides its state")
     assert (limit, tasks, product) == (given, 1, 300.0**3)
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("users", [{}, {"OMP_NUM_THREADS": "1"}, {"MKL_NUM_THREADS": "2"}])
+def test_workers_and_their_children_have_the_owners_variables_and_the_limits(
+    start: str, users: dict[str, str]
+) -> None:
+    # Pools before and after the owner changed its environment, with a fork server that has the old.
+    body = f"""
+import trireme as tri
+def variables():
+    child = subprocess.run(["env", "-0"], capture_output=True, text=True).stdout
+    return dict(os.environ), dict(line.split("=", 1) for line in child.split("\\0") if line)
+result = []
+for change in ({{}}, {{"MINE": "1"}}, {{"MINE": None, "NUMBA_NUM_THREADS": "5"}}):
+    for name, value in change.items():
+        os.environ.pop(name) if value is None else os.environ.update({{name: value}})
+    for threads in (1, 3, 1):
+        with tri.Pool(1, start={start!r}, threads_per_worker=threads) as pool:
+            seen = pool.submit(variables).result()
+            assert pool.submit(variables).result() == seen
+        expected = {{**os.environ, **_limits.thread_env(threads)}}
+        for got in seen:
+            got.pop("_", None), expected.pop("_", None)
+            if got != expected:
+                result.append([threads, sorted(got.items() ^ expected.items())])
+"""
+    code = "import json, os, subprocess; from trireme import _limits\n" + body
+    clean = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    clean["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(json.dumps(result))"],
+        capture_output=True,
+        text=True,
+        env={**clean, **users},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []

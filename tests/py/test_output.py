@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -56,7 +57,7 @@ def stream(wire: Wire, fd: tuple[int, int]) -> _Stream:
 def in_worker(body: str) -> Any:
     """Run *body* in a fresh interpreter after begin(); returns what it assigned to result."""
     code = (
-        "import json, os, sys\n"
+        "import io, json, os, sys\n"
         "from trireme import _worker\n"
         "real = os.fdopen(os.dup(1), 'w')\n"
         "wire = []\n"
@@ -213,6 +214,53 @@ def test_begin_without_forwarding_leaves_the_streams() -> None:
         "old = sys.stdout\n_worker.begin({})\nresult = [sys.stdout is old, old.line_buffering]"
     )
     assert result == [True, True]
+
+
+FORKED = """
+_worker.expect_forks()
+old = sys.stdout
+sys.stdout = io.TextIOWrapper(io.BytesIO())  # a library that is imported ahead
+print("a library"); print("half", end="")
+_worker.expect_forks()
+if os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_what_is_imported_ahead_neither_prints_nor_prevents_it() -> None:
+    result = in_worker(
+        FORKED
+        + """
+_worker.begin({"output": send})
+print("a task"); print("and", end="", file=sys.__stderr__)
+_worker.flush()
+result = [[s, d.decode()] for s, d in wire]
+"""
+    )
+    assert result == [[1, "a task\n"], [2, "and"]]
+
+
+def test_a_fork_servers_worker_without_forwarding_has_the_streams_of_old() -> None:
+    result = in_worker(
+        FORKED + "sys.stdout = old; _worker.begin({})\nresult = [sys.stdout is old, "
+        "old.line_buffering, _worker._streams, sys.stderr.fileno()]"
+    )
+    assert result == [True, True, [], 2]
+
+
+def test_a_mask_that_a_task_changes_is_restored_in_a_fork_servers_worker() -> None:
+    result = in_worker(
+        FORKED
+        + """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # before its first task
+_worker.begin({"output": send})
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+_worker.flush()
+result = sorted(int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    )
+    assert result == [int(signal.SIGUSR1)]
 
 
 def test_end_runs_finalizers_of_multiprocessing_but_not_those_inherited() -> None:

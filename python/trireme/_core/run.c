@@ -558,6 +558,7 @@ const struct tri_hooks process_hooks = {.before_fork = before_fork,
 struct warden_ctx {
     PyObject *first;   /* callable, run before the first fork of a worker; None: it has been */
     PyObject *preload; /* callable, run once the first workers are up */
+    struct state *st;  /* the module's */
     char **argv;       /* of a spawned worker, up to its numbers */
     int argc;
 };
@@ -571,6 +572,8 @@ static void before_worker(void *ctx)
     PyErr_Clear();
     Py_XDECREF(r);
     c->first = Py_None;
+    if (state_late_imports(c->st) < 0) /* each worker would, on pages of its own */
+        PyErr_Clear();
     PyOS_BeforeFork();
 }
 
@@ -612,7 +615,7 @@ PyObject *warden_main(PyObject *module, PyObject *args)
     struct tri_warden_start start = {.pool_fd = -1, .output_fd = -1, .hooks = &hooks};
     PyObject *argv;
 
-    (void)module;
+    ctx.st = state_of(module);
     if (!PyArg_ParseTuple(args, "iiOOO!", &start.main_fd, &start.owner_pidfd, &ctx.first,
                           &ctx.preload, &PyTuple_Type, &argv))
         return NULL;
