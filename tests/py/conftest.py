@@ -234,6 +234,14 @@ def script_env(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **extra}
 
 
+def original_keeps_forks_locks() -> None:
+    """Skip where the standard library's locks made for forks let themselves be sent anywhere."""
+    import multiprocessing
+
+    if not hasattr(multiprocessing.get_context("fork").Lock(), "_is_fork_ctx"):
+        pytest.skip("this Python's locks refuse nothing: they do so since 3.11.5")
+
+
 class Script:
     """A program in a process group of its own; leaving the block ends whatever is left of it."""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import until
+from conftest import original_keeps_forks_locks, until
 from trireme import multiprocess
 from trireme import multiprocessing as ours
 
@@ -233,6 +233,8 @@ def test_only_a_process_that_starts_may_get_a_queue(door: str, kind: str) -> Non
     module = door_to(door)
     with pytest.raises(RuntimeError, match="inheritance"):
         pickle.dumps(getattr(module.get_context("spawn"), kind)())
+    if door != OURS:
+        original_keeps_forks_locks()
     ctx = module.get_context("spawn")
     with pytest.raises(RuntimeError, match="A SemLock created in a fork context"):
         run(ctx, echo, getattr(module.get_context("fork"), kind)(), None)

@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 import pytest
+from conftest import original_keeps_forks_locks
 
 ORIGINAL = "multiprocessing"
 OURS = "trireme.multiprocessing"
@@ -180,6 +181,8 @@ def test_pickling_is_for_spawning_only(door: str) -> None:
 
 @BOTH
 def test_a_lock_made_for_forks_is_not_sent_to_a_spawned_process(door: str) -> None:
+    if door != OURS:
+        original_keeps_forks_locks()
     for make in ("Lock", "Event", "Condition"):
         thing = getattr(context(door, "fork"), make)()
         with pytest.raises(RuntimeError, match="fork context"):

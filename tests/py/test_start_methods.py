@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import trireme as tri
-from conftest import PROCESSES
+from conftest import PROCESSES, original_keeps_forks_locks
 
 KINDS = pytest.mark.parametrize("way", [*PROCESSES, "thread", "serial"])
 STARTS = pytest.mark.parametrize("start", PROCESSES)
@@ -629,6 +629,7 @@ def test_locks_queues_and_values_travel_with_initargs(door: str, context: Any, s
 def test_a_lock_that_cannot_travel_says_what_would() -> None:
     import multiprocessing
 
+    original_keeps_forks_locks()
     lock = multiprocessing.get_context("fork").Lock()
     with pytest.raises(pickle.PicklingError, match="trireme.multiprocessing"):
         tri.Pool(1, initializer=keep, initargs=(lock,))
