@@ -80,9 +80,10 @@ def latency_busy(system: System, quick: bool) -> Numbers:
 def latency_idle(system: System, quick: bool) -> Numbers:
     """One task after 5 ms in which nobody did anything.
 
-    Of Trireme also: after 5 ms in which its workers did nothing, when the caller has just run a
-    task on a pool of threads, so that its own code is in the caches; and with caller and workers
-    bound to one CPU, or to one each, where the kernel's choice makes no difference.
+    Where the workers are known also with caller and workers bound to one CPU, or to one each, where
+    the kernel's choice makes no difference.  Of Trireme also: after 5 ms in which its workers did
+    nothing, when the caller has just run a task on a pool of threads, so that its own code is in
+    the caches.
     """
     opened(system)
     n = 40 if quick else 200
@@ -106,12 +107,13 @@ def latency_idle(system: System, quick: bool) -> Numbers:
             times = after_idleness(lambda: other.submit(plus_one, 1).result())
         out |= {"warm_caller_p10_us": 1e6 * times[n // 10],
                 "warm_caller_p50_us": 1e6 * times[n // 2]}
+    if system.pids():
         allowed = os.sched_getaffinity(0)
         places = {"one_cpu_p50_us": min(allowed), "two_cpus_p50_us": max(allowed)}
         try:
             os.sched_setaffinity(0, {min(allowed)})
             for name, cpu in places.items() if len(allowed) > 1 else ():
-                for pid in system.pool.stats()["pids"]:
+                for pid in system.pids():
                     os.sched_setaffinity(pid, {cpu})
                 out[name] = 1e6 * after_idleness(int)[n // 2]
         finally:
@@ -334,7 +336,7 @@ FIGURES = (
     Figure("latency_busy", latency_busy, ("trireme", *PROCESSES, "threads"), (
         Bar("round trip of one task, busy pool, p50", "p50_us", "us", "<= 1/80 of Pool",
             at_most("p50_us", of("Pool fork", "p50_us", 1 / 80))),)),
-    Figure("latency_idle", latency_idle, ("trireme", *PROCESSES, "threads"), (
+    Figure("latency_idle", latency_idle, ("trireme", *PROCESSES, "threads", "eventfd"), (
         Bar("round trip after 5 ms of idleness, p50", "p50_us", "us",
             "<= 1/5 of Pool, <= 1.5x bare futexes", idle_reached),
         Bar("the same, all on one CPU", "one_cpu_p50_us", "us", "<= 1.5x bare futexes there",

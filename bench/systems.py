@@ -8,6 +8,7 @@ row.  An adapter is used in a process of its own: what one system starts never d
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -51,6 +52,10 @@ class System:
     def share(self, obj: Any) -> Any:
         raise Unsupported("nothing to share by reference")
 
+    def pids(self) -> list[int]:
+        """Of the workers, of a system that says so."""
+        return []
+
 
 class Trireme(System):
     needs, start, kind, per_task = "trireme", "forkserver", "process", 1e-6
@@ -71,6 +76,9 @@ class Trireme(System):
 
     def share(self, obj: Any) -> Any:
         return self.module.share(obj)
+
+    def pids(self) -> list[int]:
+        return self.pool.stats()["pids"]
 
 
 class TriremeFork(Trireme):
@@ -233,6 +241,32 @@ class Ray(System):
         return self.module.put(obj)
 
 
+class Eventfd(System):
+    """Two processes of Python that wake each other by eventfds and do nothing else.
+
+    No pool, and only plus_one(): the least that the kernel takes together with an interpreter.
+    """
+
+    def open(self) -> None:
+        from tasks import plus_one
+
+        self.there, self.back = os.eventfd(0), os.eventfd(0)
+        self.pid = os.fork()
+        while not self.pid:
+            os.eventfd_write(self.back, plus_one(os.eventfd_read(self.there)))
+
+    def close(self) -> None:
+        os.kill(self.pid, 9)
+        os.waitpid(self.pid, 0)
+
+    def call(self, f: Callable[..., Any], x: Any) -> Any:
+        os.eventfd_write(self.there, x + 1)  # 0 would wake nobody
+        return os.eventfd_read(self.back) - 1
+
+    def pids(self) -> list[int]:
+        return [self.pid]
+
+
 class Doors(System):
     """multiprocessing and concurrent.futures, or what stands in for them under the same names.
 
@@ -289,7 +323,7 @@ SYSTEMS: dict[str, type[System]] = {
     "trireme": Trireme, "trireme fork": TriremeFork, "trireme spawn": TriremeSpawn,
     "Pool fork": PoolFork, "Pool spawn": PoolSpawn, "Pool forkserver": PoolForkserver,
     "executor": Executor, "threads": Threads, "joblib": Joblib, "MPIRE": Mpire,
-    "Pebble": Pebble, "Ray": Ray,
+    "Pebble": Pebble, "Ray": Ray, "eventfd": Eventfd,
     "trireme facade": Facade, "trireme facade spawn": FacadeSpawn,
     "trireme facade forkserver": FacadeForkserver,
     "original": Doors, "original spawn": DoorsSpawn, "original forkserver": DoorsForkserver,
