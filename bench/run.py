@@ -221,6 +221,17 @@ def all_figures() -> tuple[Any, ...]:
     return (*figures.FIGURES, *facades.FIGURES)
 
 
+def turns(figure: Any, names: list[str], order: random.Random, quick: bool) -> list[str]:
+    """The systems of one round; several times for figures that differ from process to process."""
+    import starts
+
+    out: list[str] = []
+    for _ in range(3 if not quick and figure.name in (*starts.RUNS, "latency_idle") else 1):
+        order.shuffle(names)
+        out += [*names, *figure.programs]
+    return out
+
+
 def run_all(python: Path, missing: dict[str, str], args: argparse.Namespace,
             noise: Noise) -> dict[str, Any]:
     """{figure: {system: {"numbers": medians, "runs": [...]} or {"error": ...}}}"""
@@ -233,8 +244,7 @@ def run_all(python: Path, missing: dict[str, str], args: argparse.Namespace,
             if args.only and figure.name not in args.only:
                 continue
             names = [s for s in figure.systems if not args.systems or s in args.systems]
-            order.shuffle(names)
-            for name in [*names, *figure.programs]:
+            for name in turns(figure, names, order, args.quick):
                 runs = gathered.setdefault(figure.name, {}).setdefault(name, [])
                 if runs and "numbers" not in runs[-1]:
                     continue                      # what failed once is not tried again
