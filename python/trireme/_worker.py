@@ -463,7 +463,7 @@ def begin(info: dict[str, Any]) -> None:
         function, args = initializer
         function(*args)
         flush()
-    if _set_mask is None:
+    if _set_mask is None:  # a fork inherits it
         _watch_mask()
     _mask = _set_mask(SIG_BLOCK, ())
 
@@ -480,8 +480,6 @@ def _watch_mask() -> None:
     global _set_mask
     import _signal
 
-    if _set_mask is not None:
-        return  # inherited
     _set_mask = original = _signal.pthread_sigmask
 
     def pthread_sigmask(how: int, mask: Any) -> Any:
