@@ -185,7 +185,9 @@ void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObje
             err = -1;
             break;
         }
-        r = star ? call_star(l->st, fn, item) : call_one(fn, item);
+        r = NULL;
+        if (pace_call(&l->pace, l->st) == 0)
+            r = star ? call_star(l->st, fn, item) : call_one(fn, item);
         Py_DECREF(item);
         if (r)
             err = sink_add(&k, r);
@@ -217,8 +219,10 @@ PyObject *thread_chunk(struct tri_slot *s, const struct objects *o, struct local
     PyObject *list = PyList_New(n);
 
     for (Py_ssize_t i = 0; list && i < n; i++) {
-        PyObject *r = call_here(l->st, o->fn, PyList_GET_ITEM(o->args, i), s->flags & V_STAR);
+        PyObject *r = NULL;
 
+        if (pace_call(&l->pace, l->st) == 0)
+            r = call_here(l->st, o->fn, PyList_GET_ITEM(o->args, i), s->flags & V_STAR);
         if (!r && (s->flags & V_ALL) && state_late_imports(l->st) == 0) {
             PyObject *exc = take_exception();
 

@@ -56,6 +56,7 @@ static int work_here(JobObject *j)
     int64_t start = tri_now_ns();
     bool list = PyList_CheckExact(j->seq), ints = false;
     struct tri_seqr range;
+    struct pace pace = {0};
     uint8_t room[32];
     struct tri_buf b;
     Py_ssize_t i;
@@ -85,7 +86,7 @@ static int work_here(JobObject *j)
             item = Py_NewRef(PyList_GET_ITEM(j->seq, i));
         else
             item = PySequence_GetItem(j->seq, i);
-        if (item)
+        if (item && pace_call(&pace, j->pool->st) == 0)
             r = call_here(j->pool->st, j->callable, item, j->star);
         Py_XDECREF(item);
         if (!r)

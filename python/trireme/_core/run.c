@@ -21,7 +21,6 @@
 #include "run.h"
 
 #define FNS_MAX 256
-#define GIL_LOAN_NS 1000000 /* a thread that runs only builtins lends the GIL this often */
 
 /* ------------------------------------------------------------------ results */
 
@@ -246,7 +245,7 @@ static void run_process(struct tri_worker *w, struct tri_slot *s)
     s->res_flags = 0;
     s->res_off = s->res_len = 0;
     fn = function_of(w, l, s);
-    if (!fn)
+    if (!fn || (!(s->flags & V_CHUNK) && pace_call(&l->pace, l->st) < 0))
         put_exception(w, l->st);
     else if (s->flags & V_CHUNK) {
         Py_INCREF(fn);
@@ -287,13 +286,12 @@ static void run_thread(struct tri_worker *w, struct tri_slot *s)
     const struct thread_ctx *c = w->hooks->ctx;
     struct objects o;
     PyObject *r;
-    int64_t now;
 
     memcpy(&o, s->arg, sizeof o);
     s->code = R_VALUE;
     s->res_flags = 0;
     s->res_off = 0;
-    if (c->error)
+    if (c->error || pace_call(&l->pace, l->st) < 0)
         r = NULL;
     else
         r = s->flags & V_CHUNK ? thread_chunk(s, &o, l) : PyObject_Call(o.fn, o.args, o.kwargs);
@@ -307,10 +305,6 @@ static void run_thread(struct tri_worker *w, struct tri_slot *s)
         Py_CLEAR(o.future->held);
     memcpy(s->res, &r, sizeof r);
     s->res_len = sizeof r;
-    now = tri_now_ns();
-    if (now - l->lent_ns > GIL_LOAN_NS) {
-        Py_BEGIN_ALLOW_THREADS Py_END_ALLOW_THREADS l->lent_ns = now;
-    }
 }
 
 static void rest(struct tri_worker *w)

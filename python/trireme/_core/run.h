@@ -18,7 +18,7 @@ struct local {
     uint64_t last_id;
     PyObject *last_fn; /* borrowed from fns */
     PyThreadState *ts; /* threads */
-    int64_t lent_ns;
+    struct pace pace;
 };
 
 /* In a slot's arguments: what the future or job keeps alive until the task has ended. */
