@@ -186,7 +186,7 @@ void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObje
             break;
         }
         r = NULL;
-        if (pace_call(&l->pace, l->st) == 0)
+        if (pace_call(&l->pace, l->st, fn) == 0)
             r = star ? call_star(l->st, fn, item) : call_one(fn, item);
         Py_DECREF(item);
         if (r)
@@ -221,7 +221,7 @@ PyObject *thread_chunk(struct tri_slot *s, const struct objects *o, struct local
     for (Py_ssize_t i = 0; list && i < n; i++) {
         PyObject *r = NULL;
 
-        if (pace_call(&l->pace, l->st) == 0)
+        if (pace_call(&l->pace, l->st, o->fn) == 0)
             r = call_here(l->st, o->fn, PyList_GET_ITEM(o->args, i), s->flags & V_STAR);
         if (!r && (s->flags & V_ALL) && state_late_imports(l->st) == 0) {
             PyObject *exc = take_exception();

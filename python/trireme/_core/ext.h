@@ -28,6 +28,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "base/clock.h"
 #include "codec.h"
 #include "pool/pool.h"
 #include "shm/slots.h"
@@ -42,8 +43,7 @@ struct state {
     PyObject *dumps, *dumps_result, *dumps_function, *function_watch, *loads, *missing;
     PyObject *encode_exception, *decode_exception, *lost, *deliver, *failed_type;
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
-    PyObject *nothing;     /* a function of Python that does nothing: see struct pace */
-    int64_t gave_way_ns;   /* when it was called last */
+    PyObject *give_way;    /* a function of Python that does nothing: see struct pace */
     bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
 };
 
@@ -54,8 +54,8 @@ extern struct PyModuleDef trireme_core_module;
 int state_late_imports(struct state *st);
 
 /*
- * For a loop in C that calls users' functions, before each call: once a millisecond let the
- * interpreter do what it does where a function of Python begins, which is to hand its lock to a
+ * For a loop in C that calls users' functions, before each call: once in a tick of the clock let
+ * the interpreter do what it does where a function of Python begins, which is to hand its lock to a
  * thread that has waited for the switch interval and to run the handlers of signals.  Calls of
  * builtins, one after the other, would put that off until the last of them.  -1 with an exception:
  * a handler's, or one that another thread has set.
@@ -63,20 +63,22 @@ int state_late_imports(struct state *st);
  * Not Py_BEGIN_ALLOW_THREADS: who lets go of the lock without having been asked has it again before
  * a waiting thread is awake, and that thread's interval begins anew, each time.  The program of
  * CPython's test_hang_global_shutdown_lock took 47 to 155 s so, and takes 1.8 (the original's 3.3).
- *
- * The clock is looked at before every 64th call, and before each when they turn out to be long.
  */
-struct pace { /* begins as {0} */
-    int64_t looked_ns;
-    uint32_t left, stride; /* calls until the next look; calls from look to look */
+struct pace { /* one thread's, as signals and exceptions may be for this one only; begins as {0} */
+    int64_t tick_ns;
 };
-int pace_look(struct pace *p, struct state *st);
-static inline int pace_call(struct pace *p, struct state *st)
+int pace_turn(struct state *st);
+static inline int pace_call(struct pace *p, struct state *st, PyObject *fn)
 {
-    if (p->left == 0)
-        return pace_look(p, st);
-    p->left--;
-    return 0;
+    int64_t now;
+
+    if (PyFunction_Check(fn)) /* does it itself */
+        return 0;
+    now = tri_tick_ns();
+    if (now == p->tick_ns)
+        return 0;
+    p->tick_ns = now;
+    return pace_turn(st);
 }
 
 /* Can submit() make such futures?  0 or -1 with an exception. */
@@ -203,6 +205,11 @@ int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_s
 #define NO_ROOM (-2)
 /* Items [first, first + n) of a range, as tri_encode_range. */
 int range_encode(struct tri_buf *b, PyObject *range, Py_ssize_t first, Py_ssize_t n);
+/* Are a map's items up to `end` still there?  A list is its user's, who may have shortened it while
+ * other code of his ran.  0 or -1 with RuntimeError. */
+int items_there(PyObject *seq, Py_ssize_t end);
+/* Items [first, first + n) as a list of n; NULL with an exception. */
+PyObject *items_part(PyObject *seq, Py_ssize_t first, Py_ssize_t n);
 /* Put items [first, first + n) into a slot: of a list or tuple, or of a range. */
 int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t first,
                 Py_ssize_t n);

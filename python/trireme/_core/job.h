@@ -42,6 +42,7 @@ typedef struct JobObject {
     PyObject *on_done;  /* called once: a background job has ended, an iterator is exhausted */
     struct options opt;
     enum mode mode;
+    struct pace pace; /* of the caller who works too */
     bool star, caller, helping, exhausted, watched, stopped;
     bool loose; /* does not hold the pool */
     bool open;  /* an iterator of the pool's that has more to send */

@@ -220,14 +220,10 @@ static int fill_slot(JobObject *j, struct chunk *c, struct tri_slot *s)
         return c->items ? items_write(j->pool, s, c->items, 0, c->n)
                         : items_write(j->pool, s, j->seq, c->first, c->n);
     }
-    if (!c->items) {
-        PyObject *part = PySequence_GetSlice(j->seq, c->first, c->first + c->n);
-
-        c->items = part ? PySequence_List(part) : NULL;
-        Py_XDECREF(part);
-        if (!c->items)
-            return -1;
-    }
+    if (!c->items)
+        c->items = items_part(j->seq, c->first, c->n);
+    if (!c->items)
+        return -1;
     {
         PyObject *objects[3] = {j->callable, c->items, NULL};
 

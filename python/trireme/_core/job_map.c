@@ -54,9 +54,8 @@ static int work_here(JobObject *j)
 {
     Py_ssize_t n = next_size(j), first = j->next;
     int64_t start = tri_now_ns();
-    bool list = PyList_CheckExact(j->seq), ints = false;
+    bool ints = false;
     struct tri_seqr range;
-    struct pace pace = {0};
     uint8_t room[32];
     struct tri_buf b;
     Py_ssize_t i;
@@ -82,11 +81,11 @@ static int work_here(JobObject *j)
 
         if (ints)
             item = tri_seqr_next(&range);
-        else if (list && i < PyList_GET_SIZE(j->seq)) /* the function may have shortened it */
-            item = Py_NewRef(PyList_GET_ITEM(j->seq, i));
+        else if (items_there(j->seq, i + 1) < 0)
+            break;
         else
             item = PySequence_GetItem(j->seq, i);
-        if (item && pace_call(&pace, j->pool->st) == 0)
+        if (item && pace_call(&j->pace, j->pool->st, j->callable) == 0)
             r = call_here(j->pool->st, j->callable, item, j->star);
         Py_XDECREF(item);
         if (!r)

@@ -245,7 +245,7 @@ static void run_process(struct tri_worker *w, struct tri_slot *s)
     s->res_flags = 0;
     s->res_off = s->res_len = 0;
     fn = function_of(w, l, s);
-    if (!fn || (!(s->flags & V_CHUNK) && pace_call(&l->pace, l->st) < 0))
+    if (!fn || (!(s->flags & V_CHUNK) && pace_call(&l->pace, l->st, fn) < 0))
         put_exception(w, l->st);
     else if (s->flags & V_CHUNK) {
         Py_INCREF(fn);
@@ -291,10 +291,12 @@ static void run_thread(struct tri_worker *w, struct tri_slot *s)
     s->code = R_VALUE;
     s->res_flags = 0;
     s->res_off = 0;
-    if (c->error || pace_call(&l->pace, l->st) < 0)
+    if (c->error)
         r = NULL;
+    else if (s->flags & V_CHUNK)
+        r = thread_chunk(s, &o, l);
     else
-        r = s->flags & V_CHUNK ? thread_chunk(s, &o, l) : PyObject_Call(o.fn, o.args, o.kwargs);
+        r = pace_call(&l->pace, l->st, o.fn) < 0 ? NULL : PyObject_Call(o.fn, o.args, o.kwargs);
     if (!r) {
         r = c->error ? Py_NewRef(c->error) : take_exception();
         s->code = R_EXCEPTION;

@@ -337,6 +337,30 @@ static int range_write(PoolObject *pool, struct tri_slot *s, PyObject *range, Py
     return err == TRI_ENC_OK ? args_place(pool, s, &b, n) : err;
 }
 
+int items_there(PyObject *seq, Py_ssize_t end)
+{
+    if (!PyList_Check(seq) || end <= PyList_GET_SIZE(seq))
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "the list that is mapped has become shorter meanwhile;"
+                                        " map over a copy of it");
+    return -1;
+}
+
+PyObject *items_part(PyObject *seq, Py_ssize_t first, Py_ssize_t n)
+{
+    PyObject *slice = NULL, *part = NULL;
+
+    if (items_there(seq, first + n) == 0)
+        slice = PySequence_GetSlice(seq, first, first + n);
+    if (slice)
+        part = PySequence_List(slice);
+    Py_XDECREF(slice);
+    /* To make a list may run a collection, and that code that shortens the other. */
+    if (part && items_there(part, n) < 0)
+        Py_CLEAR(part);
+    return part;
+}
+
 int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t first, Py_ssize_t n)
 {
     struct tri_buf b;
@@ -349,16 +373,15 @@ int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t 
         err = range_write(pool, s, seq, first, n);
         if (err <= 0)
             return err;
-        part = PySequence_GetSlice(seq, first, first + n);
-        if (!part)
-            return -1;
-        Py_SETREF(part, PySequence_List(part));
+        part = items_part(seq, first, n);
         if (!part)
             return -1;
         err = items_write(pool, s, part, 0, n);
         Py_DECREF(part);
         return err;
     }
+    if (items_there(seq, first + n) < 0)
+        return -1;
     tri_buf_init(&b, s->arg, TRI_ARG_INLINE);
     err = tri_encode_seq(&b, PySequence_Fast_ITEMS(seq) + first, n);
     if (err == TRI_ENC_OK)
@@ -366,11 +389,9 @@ int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t 
     tri_buf_free(&b);
     if (err == TRI_ENC_ERROR)
         return -1;
-    part = PyList_New(n);
+    part = items_part(seq, first, n);
     if (!part)
         return -1;
-    for (Py_ssize_t i = 0; i < n; i++)
-        PyList_SET_ITEM(part, i, Py_NewRef(PySequence_Fast_ITEMS(seq)[first + i]));
     err = args_pickle(pool, s, part, "items", n);
     Py_DECREF(part);
     return err;
