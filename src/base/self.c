@@ -93,14 +93,24 @@ static uint64_t name_of(uint64_t pid, uint64_t start)
     return low << 32 | pid;
 }
 
+static void count_cpus(struct self *s)
+{
+    cpu_set_t cpus;
+    int n = 1;
+
+    if (sched_getaffinity(0, sizeof cpus, &cpus) == 0)
+        n = CPU_COUNT(&cpus);
+    else if (errno == EINVAL)
+        n = 2; /* more CPUs than the set holds */
+    tri_store_rlx(&s->cpus, (uint32_t)(n > 0 ? n : 1));
+}
+
 static void fill(struct self *s)
 {
     struct stat_line line;
     struct stat ns;
-    cpu_set_t cpus;
     long pid = 0, me = (long)getpid();
     uint64_t start = 0, space = 0;
-    int n = 1;
 
     /* A /proc of another namespace shows somebody else under our number. */
     if (stat_of("/proc/self/stat", &pid, &line) && pid == me) {
@@ -108,12 +118,8 @@ static void fill(struct self *s)
         if (stat("/proc/self/ns/pid", &ns) == 0)
             space = (uint64_t)ns.st_ino;
     }
-    if (sched_getaffinity(0, sizeof cpus, &cpus) == 0)
-        n = CPU_COUNT(&cpus);
-    else if (errno == EINVAL)
-        n = 2; /* more CPUs than the set holds */
+    count_cpus(s);
     tri_store_rlx(&s->ns, space);
-    tri_store_rlx(&s->cpus, (uint32_t)(n > 0 ? n : 1));
     tri_store_rel(&s->name, name_of((uint64_t)me & TRI_NAME_PID, start));
 }
 
@@ -163,6 +169,11 @@ uint64_t tri_self_ns(void)
 int tri_self_cpus(void)
 {
     return (int)tri_load_rlx(&cache()->cpus);
+}
+
+void tri_self_cpus_again(void)
+{
+    count_cpus(cache());
 }
 
 /* Does a process of this number run?  false: no, or the kernel does not say.  A third of what

@@ -25,8 +25,10 @@
 uint64_t tri_self_name(void);
 /* Its pid namespace; 0: unknown. */
 uint64_t tri_self_ns(void);
-/* CPUs in its affinity mask when it started or forked; at least 1. */
+/* CPUs in its affinity mask when it started or forked, or was last asked to look again; at least 1.
+ * The mask is the calling thread's; looking takes a system call. */
 int tri_self_cpus(void);
+void tri_self_cpus_again(void);
 
 /*
  * Is the bearer of this name, a process of the caller's pid namespace, gone for good?  A zombie is:

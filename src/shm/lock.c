@@ -84,16 +84,12 @@ static bool take(tri_lock *l, uint64_t from, uint64_t to)
 
 static bool spin(tri_lock *l, uint64_t me)
 {
-    int32_t most = tri_spin_begin(&l->spins), n = 0;
+    struct tri_spin s = tri_spin_begin(&l->spins);
     bool won = false;
 
-    if (!most)
-        return false;
-    while (n++ < most && !won) {
-        tri_pause();
+    while (!won && tri_spin_next(&s))
         won = tri_load_rlx(&l->word) == 0 && take(l, 0, me);
-    }
-    tri_spin_end(&l->spins, n, won);
+    tri_spin_end(&s, won);
     return won;
 }
 

@@ -112,16 +112,12 @@ static bool sem_take(tri_sem *s)
 
 static bool sem_spin(tri_sem *s)
 {
-    int32_t most = tri_spin_begin(&s->spins), n = 0;
+    struct tri_spin spin = tri_spin_begin(&s->spins);
     bool won = false;
 
-    if (!most)
-        return false;
-    while (n++ < most && !won) {
-        tri_pause();
+    while (!won && tri_spin_next(&spin))
         won = sem_take(s);
-    }
-    tri_spin_end(&s->spins, n, won);
+    tri_spin_end(&spin, won);
     return won;
 }
 

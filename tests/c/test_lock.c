@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/self.h"
 #include "check.h"
+#include "onecpu.h"
 #include "shm/lock.h"
 #include "trireme.h"
 
@@ -164,6 +165,48 @@ static void processes_exclude_each_other(void)
         CHECK(ended(pid[i]) == 0);
     CHECK(s->plain == 4 * ROUNDS && tri_lock_holder(&s->lock) == 0);
     shared_free(s);
+}
+
+/* Takes one lock, gives the other, which its partner waits for: they take turns. */
+static void take_turns(struct shared *take, struct shared *give)
+{
+    for (uint64_t i = 1; i <= ROUNDS / 10; i++) {
+        CHECK(tri_lock_acquire(&take->lock, 20 * SECOND, NULL) == 0);
+        CHECK(++take->plain == i);
+        CHECK(tri_lock_release(&give->lock) == 0);
+    }
+}
+
+/* The waiting side yields and does not sleep, unless a third one takes what it yields. */
+static void processes_on_one_cpu_take_turns(void)
+{
+    for (int third = 0; third < 2; third++) {
+        struct shared *ping = shared_new(), *pong = shared_new();
+        pid_t pid[3];
+
+        CHECK(tri_lock_acquire(&ping->lock, 0, NULL) == 0);
+        CHECK(tri_lock_acquire(&pong->lock, 0, NULL) == 0);
+        for (int i = 0; i < 2 + third; i++) {
+            pid[i] = fork();
+            if (pid[i] == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                bind_to_one();
+                while (i == 2)
+                    tri_pause();
+                take_turns(i ? pong : ping, i ? ping : pong);
+                _exit(0);
+            }
+        }
+        CHECK(tri_lock_release(&ping->lock) == 0);
+        CHECK(ended(pid[0]) == 0 && ended(pid[1]) == 0);
+        if (third) {
+            kill(pid[2], SIGKILL);
+            CHECK(ended(pid[2]) == -SIGKILL);
+        }
+        CHECK(ping->plain == ROUNDS / 10 && pong->plain == ROUNDS / 10);
+        shared_free(ping);
+        shared_free(pong);
+    }
 }
 
 static void a_killed_holders_lock_goes_to_one_waiter_who_is_told(void)
@@ -381,6 +424,7 @@ int main(void)
     RUN(a_wait_ends_at_its_time_and_not_before);
     RUN(threads_exclude_each_other);
     RUN(processes_exclude_each_other);
+    RUN(processes_on_one_cpu_take_turns);
     RUN(a_killed_holders_lock_goes_to_one_waiter_who_is_told);
     RUN(a_try_sees_a_death_too);
     RUN(a_living_holder_keeps_its_lock);

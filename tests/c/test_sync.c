@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/self.h"
 #include "check.h"
+#include "onecpu.h"
 #include "shm/slots.h"
 #include "shm/sync.h"
 #include "trireme.h"
@@ -120,6 +121,19 @@ static void two_processes_play_ping_pong(void)
     }
     CHECK(ended(pid) == 0);
     shared_free(s);
+}
+
+static int ping_pong_on_one_cpu(struct shared *unused)
+{
+    (void)unused;
+    bind_to_one();
+    two_processes_play_ping_pong();
+    return 0;
+}
+
+static void so_do_two_on_one_cpu(void)
+{
+    CHECK(ended(start(ping_pong_on_one_cpu, NULL)) == 0);
 }
 
 static int wait_sem_forever(struct shared *s)
@@ -450,6 +464,7 @@ int main(void)
 {
     RUN(a_semaphore_counts_up_to_its_maximum);
     RUN(two_processes_play_ping_pong);
+    RUN(so_do_two_on_one_cpu);
     RUN(a_killed_waiter_takes_no_unit_with_it);
     RUN(an_event_wakes_all_and_stays_set);
     RUN(a_set_that_is_cleared_at_once_is_seen);
