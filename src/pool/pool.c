@@ -179,7 +179,8 @@ static void wake_all(struct tri_pool *p)
 
 static void stop_threads(struct tri_pool *p, uint32_t n)
 {
-    tri_store_sc(&p->view.ctl->closing, 1);
+    if (!tri_load_rlx(&p->view.ctl->closing))
+        tri_store_sc(&p->view.ctl->closing, TRI_CLOSING);
     wake_all(p);
     for (uint32_t i = 0; i < n; i++)
         pthread_join(p->thread[i], NULL);
@@ -284,8 +285,10 @@ int tri_pool_end(struct tri_pool *p, bool kill, int64_t timeout_ns)
         bool first = !p->ended;
 
         p->closing = p->ended = true;
-        if (kill)
+        if (kill) {
+            tri_store_sc(&p->view.ctl->closing, TRI_CLOSING_NOW);
             tri_repair_queued(p, TRI_ECLOSED);
+        }
         pthread_mutex_unlock(&p->lock);
         if (first)
             stop_threads(p, p->view.nworkers);
@@ -296,7 +299,7 @@ int tri_pool_end(struct tri_pool *p, bool kill, int64_t timeout_ns)
         p->killing = kill;
         if (tri_control_send(p, kill ? TRI_M_END : TRI_M_CLOSE, 0, 0) < 0)
             tri_control_poll(p);
-        tri_store_sc(&p->view.ctl->closing, 1);
+        tri_store_sc(&p->view.ctl->closing, TRI_CLOSING);
         wake_all(p);
     }
     while (!p->ended) {

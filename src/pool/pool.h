@@ -98,6 +98,11 @@ void tri_worker_block_free(struct tri_worker *w, uint64_t off);
 bool tri_worker_output_ok(struct tri_worker *w);
 /* The next item of a chunk begins: its time limit starts anew. */
 void tri_worker_item(struct tri_worker *w);
+/* A thread cannot be killed, but can be asked to leave its chunk between two items. */
+static inline bool tri_worker_killed(const struct tri_worker *w)
+{
+    return tri_load_rlx(&w->view.ctl->closing) == TRI_CLOSING_NOW;
+}
 /* The process dies (SIGKILL by the kernel's timer) unless the limit is cleared in time. */
 void tri_deadline_set(struct tri_worker *w, int64_t ns);
 void tri_deadline_clear(struct tri_worker *w);

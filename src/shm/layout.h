@@ -195,6 +195,11 @@ struct tri_heap_line {
     alignas(TRI_LINE) _Atomic uint64_t freed;
 };
 
+/* ctl->closing: workers leave when the queue is empty; threads, which nobody can kill, also leave
+ * their chunks between two items. */
+#define TRI_CLOSING 1u
+#define TRI_CLOSING_NOW 2u
+
 #define TRI_WANT_NONE 0u
 #define TRI_WANT_ANY 0xffffffffu
 
@@ -215,7 +220,7 @@ struct tri_ctl {
     uint32_t kind;
     uint64_t setup_off, setup_len; /* what the hook's workers read at their start */
 
-    alignas(TRI_LINE) _Atomic uint32_t closing; /* owner: 1 = leave when the queue is empty */
+    alignas(TRI_LINE) _Atomic uint32_t closing; /* owner: TRI_CLOSING; 0: it is open */
     _Atomic uint32_t lanes_used;                /* owner: bit per lane ever used */
     _Atomic uint32_t parked;   /* owner: the last this many workers take no tasks just now */
     _Atomic int32_t owner_cpu; /* owner: where it last submitted or waited */

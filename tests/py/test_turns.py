@@ -250,3 +250,43 @@ def test_a_list_that_becomes_shorter_is_an_error_and_no_crash(
     out = run_script(SHORTER.format(kind=kind, options=options, function=function))[0]
     assert "has become shorter" in out.splitlines()[0]
     assert out.splitlines()[1:] == ["[1, 2]"]
+
+
+CUT_SHORT = """
+import threading, time
+import trireme
+
+called = []
+
+def item(x):
+    called.append(x)
+    begun.set()
+    gate.wait(0.05)
+
+begun, gate = threading.Event(), threading.Event()
+pool = trireme.Pool(1, kind="thread")
+{start}
+begun.wait()
+pool.terminate()
+print(len(called) < 100)
+try:
+    {take}
+except trireme.WorkerLost as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "take"),
+    [
+        ("job = pool.map_async(item, range(2_000), chunk=1_000)", "job.get()"),
+        ("job = pool.imap(item, range(2_000), chunk=1_000)", "next(job)"),
+        ("job = pool.imap_unordered(item, range(2_000), chunk=1_000)", "next(job)"),
+    ],
+)
+def test_terminate_ends_a_threads_chunk_between_two_items(
+    run_script: Any, start: str, take: str
+) -> None:
+    """A thread cannot be killed; all of its chunk would take 50 s."""
+    out = run_script(CUT_SHORT.format(start=start, take=take))[0].splitlines()
+    assert out[0] == "True" and "terminated" in out[1]

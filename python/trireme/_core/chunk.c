@@ -213,14 +213,31 @@ void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObje
     root_release(s, root);
 }
 
-PyObject *thread_chunk(struct tri_slot *s, const struct objects *o, struct local *l)
+/* The pool was terminated, and these are the items that were not called. */
+static PyObject *cut_short(struct state *st)
 {
+    struct tri_done d = {.status = TRI_ECLOSED};
+    PyObject *exc = loss_exception(st, NULL, &d, NULL);
+
+    if (exc)
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+    Py_XDECREF(exc);
+    return NULL;
+}
+
+PyObject *thread_chunk(struct tri_worker *w, struct tri_slot *s, const struct objects *o)
+{
+    struct local *l = w->local;
     Py_ssize_t n = (Py_ssize_t)s->items;
     PyObject *list = PyList_New(n);
 
     for (Py_ssize_t i = 0; list && i < n; i++) {
         PyObject *r = NULL;
 
+        if (tri_worker_killed(w)) {
+            Py_DECREF(list);
+            return cut_short(l->st);
+        }
         if (pace_call(&l->pace, l->st, o->fn) == 0)
             r = call_here(l->st, o->fn, PyList_GET_ITEM(o->args, i), s->flags & V_STAR);
         if (!r && (s->flags & V_ALL) && state_late_imports(l->st) == 0) {

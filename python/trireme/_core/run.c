@@ -294,7 +294,7 @@ static void run_thread(struct tri_worker *w, struct tri_slot *s)
     if (c->error)
         r = NULL;
     else if (s->flags & V_CHUNK)
-        r = thread_chunk(s, &o, l);
+        r = thread_chunk(w, s, &o);
     else
         r = pace_call(&l->pace, l->st, o.fn) < 0 ? NULL : PyObject_Call(o.fn, o.args, o.kwargs);
     if (!r) {

@@ -48,6 +48,6 @@ PyObject *take_exception(void);
 /* A process's chunk: its results, or an exception, become the slot's result. */
 void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObject *fn);
 /* A thread's chunk: the list of results, or NULL with an exception. */
-PyObject *thread_chunk(struct tri_slot *s, const struct objects *o, struct local *l);
+PyObject *thread_chunk(struct tri_worker *w, struct tri_slot *s, const struct objects *o);
 
 #endif
