@@ -194,9 +194,9 @@ def _show_source(code: Any, source: str) -> None:
         import linecache
 
         register = getattr(linecache, "_register_code", None)
-        if register is not None:  # by the file's name in 3.13, by the code later
-            key = code if hasattr(linecache, "_code_key") else code.co_filename
-            register(key, source, "<string>")
+        if register is not None:  # by the file's name in 3.13.0, by the code's later
+            by_code = hasattr(linecache, "_make_key") or hasattr(linecache, "_code_key")
+            register(code if by_code else code.co_filename, source, "<string>")
 
 
 def main() -> None:

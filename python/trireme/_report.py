@@ -14,6 +14,7 @@ saves that much CPU time, and less on the clock.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import sys
 import time
@@ -167,6 +168,10 @@ def look_at(original: ModuleType, twin: ModuleType | None) -> None:
             for attribute, value in [*vars(module).items()] if module is not None else []:
                 if attribute in _MAKERS and hasattr(value, "__self__"):
                     setattr(module, attribute, getattr(value.__self__, attribute))
+    elif name == "futures" and sys.version_info >= (3, 15):
+        # It imports its executors lazily, so what is replaced before its first use never comes.
+        for part in ("process", "thread"):
+            importlib.import_module(f"{original.__name__}.{part}")
     elif twin is not None:
         _look_at_pools(name, original, twin)
 
