@@ -61,11 +61,14 @@ def _check_options(options: dict[str, Any]) -> None:
 class _Results:
     """What imap() gives: it goes on behind an item that fails, as in other pools."""
 
-    def __init__(self, pool: SerialPool, fn: Any, items: Iterator[Any], shown: Any) -> None:
+    def __init__(
+        self, pool: SerialPool, fn: Any, items: Iterator[Any], shown: Any, least: int
+    ) -> None:
         self._pool = pool
         self._fn = fn
         self._items = items
         self._shown = shown
+        self._least = least  # how many results there are to be
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -228,7 +231,8 @@ class SerialPool:
             except TypeError:
                 total = None
             shown = make_progress(progress, total)
-        return _Results(self, fn, items, shown)
+        least = len(iterables[0]) if len(iterables) == 1 and type(iterables[0]) is list else 0
+        return _Results(self, fn, items, shown, least)
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> list[Any]:
         """``list(map(fn, *iterables))``."""
@@ -243,9 +247,14 @@ class SerialPool:
     @staticmethod
     def _all(results: _Results) -> list[Any]:
         try:
-            return list(results)
+            got = list(results)
         finally:
             results._close()
+        if len(got) < results._least:
+            raise RuntimeError(
+                "the list that is mapped has become shorter meanwhile; map over a copy of it"
+            )
+        return got
 
     def imap(
         self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any

@@ -53,6 +53,8 @@
 #define SLICE_MAX_NS 50000000
 #define LOOK_NS 1000000 /* tries that fail look for a death no more often than this */
 
+struct tri_spin_turns tri_spin_turns;
+
 static _Atomic uint32_t *low_half(tri_lock *l)
 {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
@@ -82,9 +84,9 @@ static bool take(tri_lock *l, uint64_t from, uint64_t to)
     return true;
 }
 
-static bool spin(tri_lock *l, uint64_t me)
+static bool spin(tri_lock *l, uint64_t me, int64_t timeout_ns)
 {
-    struct tri_spin s = tri_spin_begin(&l->spins);
+    struct tri_spin s = tri_spin_begin(&l->spins, timeout_ns);
     bool won = false;
 
     while (!won && tri_spin_next(&s))
@@ -123,10 +125,10 @@ static int acquire(tri_lock *l, int64_t timeout_ns, bool *recovered, uint64_t be
         goto taken;
     if (timeout_ns == 0)
         return try_recover(l, me, recovered);
-    if (spin(l, me | behind))
-        goto taken;
     if (timeout_ns > 0)
         end = tri_now_ns() + timeout_ns;
+    if (spin(l, me | behind, timeout_ns))
+        goto taken;
     for (;;) {
         int64_t nap = slice;
         int err;

@@ -8,15 +8,15 @@
  * in vain, half as long; when that is nothing, not at all for the next SKIPS waits, then probe.
  *
  * A process with one CPU lets the others have it once, which spares both sides the sleep and the
- * wake-up if they are the ones to run.  When it was in vain, not for the next SKIPS waits; when
- * somebody else had the CPU meanwhile, for more, four times as many each time that this comes
- * again before CALM turns went well: a kernel that takes a yield for the rest of a time slice
- * (Linux 6.18) lets him run for milliseconds.  A hand-over beside a process that only computes
- * took 30 us where one good turn undid that, 6 without any yield, and 6 so (8 in the first 6,000).
+ * wake-up if they are the ones to run.  When it was in vain, not for the next SKIPS waits on this
+ * object.  When somebody else had the CPU meanwhile, this process does not yield for the next waits
+ * on any object, four times as many each time that this comes again before CALM turns went well: a
+ * kernel that takes a yield for the rest of a time slice (Linux 6.18) lets him run for
+ * milliseconds.  Beside a process that only computes a hand-over took 30 us where one good turn
+ * undid that, and 2,000 locks waited for once each 3 s where it was learned for each lock.
  *
- * The hint is written by all and relied on by none.
- *   >= 0   steps:11 | good turns:10 | looks that it took of late:10
- *   < 0    minus (steps:15 | waits left without spinning:16)
+ * The hint (>= 0: looks that it took of late, < 0: waits left without spinning) is written by all
+ * and relied on by none.
  *
  * Tried: glibc's rule for adaptive mutexes, which spins longer after it was in vain: twice the
  * original's time for a hand-over between processes on one busy CPU.
@@ -34,9 +34,17 @@
 
 #define TRI_SPIN_LOOKS 100
 #define TRI_SPIN_SKIPS 32
-#define TRI_SPIN_CALM 1024
 #define TRI_SPIN_SLOW_NS 100000
-#define TRI_SPIN_STEPS 4 /* each four times the waits */
+#define TRI_SPIN_SLOW_SKIPS 128
+#define TRI_SPIN_SLOW_MOST 8192
+#define TRI_SPIN_CALM 1024
+#define TRI_SPIN_YIELD_LEAST_NS 100000000 /* a shorter wait could end late */
+
+/* This process's turns on one CPU (lock.c).  Its threads may disturb each other: it is a hint. */
+struct tri_spin_turns {
+    _Atomic uint32_t left, skips, good; /* waits without a yield: left, of how many; good turns */
+};
+extern struct tri_spin_turns tri_spin_turns;
 
 struct tri_spin { /* one wait's */
     _Atomic int32_t *hint;
@@ -44,15 +52,29 @@ struct tri_spin { /* one wait's */
     bool yield, slow;
 };
 
-static inline struct tri_spin tri_spin_begin(_Atomic int32_t *hint)
+/* May this wait begin with a yield? */
+static inline bool tri_spin_may_yield(int64_t timeout_ns)
 {
-    int32_t h = tri_load_rlx(hint), usual = h < 0 ? 0 : h & 0x3ff;
+    uint32_t left = tri_load_rlx(&tri_spin_turns.left);
+
+    if (timeout_ns >= 0 && timeout_ns < TRI_SPIN_YIELD_LEAST_NS)
+        return false;
+    if (left)
+        tri_store_rlx(&tri_spin_turns.left, left - 1);
+    return !left;
+}
+
+/* timeout_ns: of the wait; < 0: none. */
+static inline struct tri_spin tri_spin_begin(_Atomic int32_t *hint, int64_t timeout_ns)
+{
+    int32_t usual = tri_load_rlx(hint);
     struct tri_spin s = {.hint = hint, .yield = tri_self_cpus() < 2};
 
-    if (h < 0 && (-(uint32_t)h & 0xffff) > 0)
-        tri_store_rlx(hint, h + 1);
+    /* Shared memory may hold any number: no arithmetic before it is known to be small. */
+    if (usual < 0)
+        tri_store_rlx(hint, usual + 1);
     else if (s.yield)
-        s.most = 1;
+        s.most = tri_spin_may_yield(timeout_ns);
     else if (usual == 0 || usual > (TRI_SPIN_LOOKS - 10) / 2)
         s.most = TRI_SPIN_LOOKS;
     else
@@ -79,44 +101,42 @@ static inline bool tri_spin_next(struct tri_spin *s)
 }
 
 /* After a turn on one CPU. */
-static inline int32_t tri_spin_turn(int32_t h, bool slow, bool won)
+static inline void tri_spin_turn(bool slow)
 {
-    uint32_t steps = h < 0 ? -(uint32_t)h >> 16 : (uint32_t)h >> 20;
-    uint32_t good = h < 0 ? 0 : (uint32_t)h >> 10 & 0x3ff;
+    struct tri_spin_turns *t = &tri_spin_turns;
+    uint32_t skips = tri_load_rlx(&t->skips), good = tri_load_rlx(&t->good) + 1;
 
-    /* Shared memory may hold any number. */
-    if (steps > TRI_SPIN_STEPS)
-        steps = TRI_SPIN_STEPS;
     if (slow) {
-        if (steps < TRI_SPIN_STEPS)
-            steps++;
-        return -(int32_t)(steps << 16 | TRI_SPIN_SKIPS << 2 * steps);
-    }
-    if (!won)
-        return -(int32_t)(steps << 16 | TRI_SPIN_SKIPS);
-    if (++good == TRI_SPIN_CALM) {
+        skips = skips ? skips * 4 : TRI_SPIN_SLOW_SKIPS;
+        skips = skips < TRI_SPIN_SLOW_MOST ? skips : TRI_SPIN_SLOW_MOST;
+        tri_store_rlx(&t->left, skips);
         good = 0;
-        steps -= steps > 0;
+    } else if (good == TRI_SPIN_CALM) {
+        skips = skips > TRI_SPIN_SLOW_SKIPS ? skips / 4 : 0;
+        good = 0;
     }
-    return (int32_t)(steps << 20 | good << 10 | 1);
+    tri_store_rlx(&t->skips, skips);
+    tri_store_rlx(&t->good, good);
 }
 
 /* What came of it. */
 static inline void tri_spin_end(const struct tri_spin *s, bool won)
 {
-    int32_t h = tri_load_rlx(s->hint), usual = h < 0 ? 0 : h & 0x3ff;
+    int32_t usual = tri_load_rlx(s->hint);
 
     if (s->most == 0)
         return;
     if (!won)
         tri_self_cpus_again(); /* it may have been bound, or set free, since */
     if (s->yield)
-        h = tri_spin_turn(h, s->slow, won);
-    else if (won)
-        h = usual ? usual + (s->n - usual) / 8 : s->n;
+        tri_spin_turn(s->slow);
+    if (usual < 0)
+        usual = 0;
+    if (won)
+        usual = usual ? usual + (s->n - usual) / 8 : s->n;
     else
-        h = usual > 8 ? usual / 2 : -TRI_SPIN_SKIPS;
-    tri_store_rlx(s->hint, h ? h : 1);
+        usual = usual > 8 ? usual / 2 : -TRI_SPIN_SKIPS;
+    tri_store_rlx(s->hint, usual ? usual : 1);
 }
 
 #endif

@@ -110,9 +110,9 @@ static bool sem_take(tri_sem *s)
     return false;
 }
 
-static bool sem_spin(tri_sem *s)
+static bool sem_spin(tri_sem *s, int64_t timeout_ns)
 {
-    struct tri_spin spin = tri_spin_begin(&s->spins);
+    struct tri_spin spin = tri_spin_begin(&s->spins, timeout_ns);
     bool won = false;
 
     while (!won && tri_spin_next(&spin))
@@ -130,9 +130,9 @@ int tri_sem_acquire(tri_sem *s, int64_t timeout_ns)
         return 0;
     if (timeout_ns == 0)
         return TRI_ETIMEDOUT;
-    if (sem_spin(s))
-        return 0;
     w = wait_begin(timeout_ns);
+    if (sem_spin(s, timeout_ns))
+        return 0;
     tri_add_sc(&s->waiters, 1); /* P1 */
     CP(sem_waits);
     while (!err && !sem_take(s)) {

@@ -194,6 +194,7 @@ static void processes_on_one_cpu_take_turns(void)
                 while (i == 2)
                     tri_pause();
                 take_turns(i ? pong : ping, i ? ping : pong);
+                CHECK(has_yielded());
                 _exit(0);
             }
         }

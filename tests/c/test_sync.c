@@ -128,6 +128,7 @@ static int ping_pong_on_one_cpu(struct shared *unused)
     (void)unused;
     bind_to_one();
     two_processes_play_ping_pong();
+    CHECK(has_yielded());
     return 0;
 }
 

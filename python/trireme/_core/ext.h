@@ -70,9 +70,11 @@ struct pace { /* one thread's, as signals and exceptions may be for this one onl
 int pace_turn(struct state *st);
 static inline int pace_call(struct pace *p, struct state *st, PyObject *fn)
 {
+    const int none = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR;
     int64_t now;
 
-    if (PyFunction_Check(fn)) /* does it itself */
+    /* A function of Python's does it itself, unless its call only makes a generator. */
+    if (PyFunction_Check(fn) && !(((PyCodeObject *)PyFunction_GET_CODE(fn))->co_flags & none))
         return 0;
     now = tri_tick_ns();
     if (now == p->tick_ns)

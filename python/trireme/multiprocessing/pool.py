@@ -308,7 +308,8 @@ class Pool:
         if not hasattr(iterable, "__len__"):
             iterable = list(iterable)
         try:
-            items: Any = iterable if type(iterable) in (list, tuple, range) else list(iterable)
+            # A list is copied: its owner may change it while this sends, and so may a pickling.
+            items: Any = iterable if type(iterable) in (tuple, range) else list(iterable)
         except Exception as exc:
             return MapResult([Failed(exc)], self._teller, callback, error_callback)
         if chunksize is None:
