@@ -113,7 +113,8 @@ static inline void tri_spin_turn(bool slow)
         good = 0;
     } else if (good == TRI_SPIN_CALM) {
         skips = skips > TRI_SPIN_SLOW_SKIPS ? skips / 4 : 0;
-        good = 0;
+        good =
+            1; /* this one is the first of the next: 0 and no skips is a process that never did */
     }
     tri_store_rlx(&t->skips, skips);
     tri_store_rlx(&t->good, good);
