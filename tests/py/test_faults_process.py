@@ -15,7 +15,7 @@ import threading
 import time
 
 import trireme as tri
-from faultlib import die, failure, healthy, live_bytes, matrix, pids_of, within
+from faultlib import die, failure, healthy, live_bytes, matrix, pids_of, square, within
 
 
 @matrix("fork", "forkserver", "spawn")
@@ -133,7 +133,9 @@ def test_tasks_that_change_their_process(start: str) -> None:
     def big(n: int) -> bytes:
         return bytes(n)
 
-    with tri.Pool(2, start=start) as pool:
+    # Each worker has faultlib before it can no longer import it: the maps below may well be all
+    # one worker's, and the other then needs the module for the first time when it is alone.
+    with tri.Pool(2, start=start, initializer=square, initargs=(1,)) as pool:
         for change in (directory, language, limits, streams, handlers, modules, threads):
             for future in [pool.submit(change) for _ in range(4)]:
                 assert future.result(within(5)) is None, change
