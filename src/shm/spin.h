@@ -9,11 +9,15 @@
  *
  * A process with one CPU lets the others have it once, which spares both sides the sleep and the
  * wake-up if they are the ones to run.  When it was in vain, not for the next SKIPS waits on this
- * object.  When somebody else had the CPU meanwhile, this process does not yield for the next waits
- * on any object, four times as many each time that this comes again before CALM turns went well: a
- * kernel that takes a yield for the rest of a time slice (Linux 6.18) lets him run for
- * milliseconds.  Beside a process that only computes a hand-over took 30 us where one good turn
- * undid that, and 2,000 locks waited for once each 3 s where it was learned for each lock.
+ * object.  When it was not, but somebody else had the CPU meanwhile, this process does not yield
+ * for the next waits on any object, four times as many each time that this comes again before CALM
+ * turns went well: a kernel that takes a yield for the rest of a time slice (Linux 6.18) lets him
+ * run for milliseconds, where it lets one that is woken run at once.  Beside a process that only
+ * computes a hand-over took 30 us where one good turn undid that, and 2,000 locks waited for once
+ * each 3 s where it was learned for each lock.  Long and in vain tells nothing: whoever runs then,
+ * most often the other side before it is ready, would run as long while this one slept.  Where that
+ * counted, a few partners that came one after the other (some 1 ms to start and to end, 900
+ * hand-overs each) left a process without yields.
  *
  * The hint (>= 0: looks that it took of late, < 0: waits left without spinning) is written by all
  * and relied on by none.
@@ -36,8 +40,8 @@
 #define TRI_SPIN_SKIPS 32
 #define TRI_SPIN_SLOW_NS 100000
 #define TRI_SPIN_SLOW_SKIPS 128
-#define TRI_SPIN_SLOW_MOST 8192
-#define TRI_SPIN_CALM 1024
+#define TRI_SPIN_SLOW_MOST 32768
+#define TRI_SPIN_CALM 512
 #define TRI_SPIN_YIELD_LEAST_NS 100000000 /* a shorter wait could end late */
 
 /* This process's turns on one CPU (lock.c).  Its threads may disturb each other: it is a hint. */
@@ -129,7 +133,7 @@ static inline void tri_spin_end(const struct tri_spin *s, bool won)
         return;
     if (!won)
         tri_self_cpus_again(); /* it may have been bound, or set free, since */
-    if (s->yield)
+    if (s->yield && (won || !s->slow))
         tri_spin_turn(s->slow);
     if (usual < 0)
         usual = 0;

@@ -210,6 +210,48 @@ static void processes_on_one_cpu_take_turns(void)
     }
 }
 
+static void a_turn(bool won, bool slow)
+{
+    _Atomic int32_t hint = 1;
+    struct tri_spin spin = {.hint = &hint, .n = 1, .most = 1, .yield = true, .slow = slow};
+
+    tri_spin_end(&spin, won);
+}
+
+static int learn(void)
+{
+    struct tri_spin_turns *t = &tri_spin_turns;
+
+    CHECK(t->left == 0 && t->skips == 0);
+    for (int i = 0; i < 10; i++)
+        a_turn(false, true);
+    CHECK(t->left == 0 && t->skips == 0);
+    for (uint32_t skips = TRI_SPIN_SLOW_SKIPS; skips < TRI_SPIN_SLOW_MOST; skips *= 4) {
+        a_turn(true, true);
+        CHECK(t->left == skips && t->skips == skips);
+    }
+    for (int i = 0; i < 3; i++)
+        a_turn(true, true);
+    CHECK(t->left == TRI_SPIN_SLOW_MOST);
+    for (uint32_t skips = TRI_SPIN_SLOW_MOST; skips;) {
+        for (int i = 0; i < TRI_SPIN_CALM; i++)
+            a_turn(true, false);
+        skips = skips > TRI_SPIN_SLOW_SKIPS ? skips / 4 : 0;
+        CHECK(t->skips == skips);
+    }
+    return 0;
+}
+
+/* Slow turns in vain say nothing; others four times as much each time, and are forgotten. */
+static void a_process_learns_from_slow_turns(void)
+{
+    pid_t pid = fork();
+
+    if (pid == 0)
+        _exit(learn());
+    CHECK(ended(pid) == 0);
+}
+
 static void a_killed_holders_lock_goes_to_one_waiter_who_is_told(void)
 {
     for (int reaped = 0; reaped < 2; reaped++) {
@@ -426,6 +468,7 @@ int main(void)
     RUN(threads_exclude_each_other);
     RUN(processes_exclude_each_other);
     RUN(processes_on_one_cpu_take_turns);
+    RUN(a_process_learns_from_slow_turns);
     RUN(a_killed_holders_lock_goes_to_one_waiter_who_is_told);
     RUN(a_try_sees_a_death_too);
     RUN(a_living_holder_keeps_its_lock);
