@@ -143,7 +143,8 @@ static struct self *find_place(void)
     return s;
 }
 
-static struct self *cache(void)
+/* Rarely, so not inlined: with its stack a look at the name would take longer than a lock. */
+static __attribute__((noinline)) struct self *fill_cache(void)
 {
     struct self *s = tri_load_acq(&place);
     uint64_t name;
@@ -154,6 +155,13 @@ static struct self *cache(void)
     if (!name || (s == &plain && (name & TRI_NAME_PID) != (uint64_t)getpid()))
         fill(s);
     return s;
+}
+
+static inline struct self *cache(void)
+{
+    struct self *s = tri_load_acq(&place);
+
+    return s && s != &plain && tri_load_acq(&s->name) ? s : fill_cache();
 }
 
 uint64_t tri_self_name(void)

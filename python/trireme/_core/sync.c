@@ -164,8 +164,10 @@ static PyObject *sync_rebuild(PyObject *cls, PyObject *args)
 /* What one slice of waiting is; returns a code of src/shm. */
 typedef int (*wait_fn)(SyncObject *s, int arg, int64_t timeout_ns);
 
-/* 1: had it; 0: time is up; -1: an exception (a signal handler raised). */
-static int wait_for(SyncObject *s, wait_fn wait, int arg, int64_t timeout_ns)
+/* 1: had it; 0: time is up; -1: an exception (a signal handler raised).  Not inlined: what a lock
+ * that nobody holds takes counts in nanoseconds. */
+static __attribute__((noinline)) int wait_for(SyncObject *s, wait_fn wait, int arg,
+                                              int64_t timeout_ns)
 {
     int64_t end = timeout_ns > 0 ? tri_now_ns() + timeout_ns : 0, nap;
     int err;
@@ -281,17 +283,23 @@ static int semlock_take(SyncObject *s, int64_t timeout_ns)
     return got;
 }
 
-static PyObject *semlock_acquire(SyncObject *s, PyObject *const *args, Py_ssize_t n,
-                                 PyObject *names)
+static PyObject *semlock_enter(SyncObject *s, PyObject *none)
+{
+    (void)none;
+    return semlock_take(s, -1) < 0 ? NULL : Py_NewRef(Py_True);
+}
+
+/* acquire(block=True, timeout=None) in ns: < 0 for ever, 0 only a try.  -1: an exception. */
+static __attribute__((noinline)) int acquire_args(PyObject *const *args, Py_ssize_t n,
+                                                  PyObject *names, int64_t *timeout_ns)
 {
     PyObject *block = n > 0 ? args[0] : NULL, *timeout = n > 1 ? args[1] : NULL;
     Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    int64_t timeout_ns = -1;
-    int blocks = 1, got;
+    int blocks = 1;
 
     if (n > 2) {
         PyErr_Format(PyExc_TypeError, "acquire() takes at most 2 arguments (%zd given)", n);
-        return NULL;
+        return -1;
     }
     for (Py_ssize_t i = 0; i < named; i++) {
         PyObject *name = PyTuple_GET_ITEM(names, i);
@@ -303,17 +311,27 @@ static PyObject *semlock_acquire(SyncObject *s, PyObject *const *args, Py_ssize_
         } else {
             PyErr_Format(PyExc_TypeError, "acquire() got an unexpected or second argument %R",
                          name);
-            return NULL;
+            return -1;
         }
     }
     if (block) {
         blocks = PyObject_IsTrue(block);
         if (blocks < 0)
-            return NULL;
+            return -1;
     }
-    if (!blocks)
-        timeout_ns = 0;
-    else if (seconds_to_ns(timeout, "timeout", &timeout_ns) < 0)
+    *timeout_ns = 0;
+    return blocks ? seconds_to_ns(timeout, "timeout", timeout_ns) : 0;
+}
+
+static PyObject *semlock_acquire(SyncObject *s, PyObject *const *args, Py_ssize_t n,
+                                 PyObject *names)
+{
+    int64_t timeout_ns;
+    int got;
+
+    if (n == 0 && !names)
+        return semlock_enter(s, NULL);
+    if (acquire_args(args, n, names, &timeout_ns) < 0)
         return NULL;
     got = semlock_take(s, timeout_ns);
     return got < 0 ? NULL : PyBool_FromLong(got);
@@ -344,12 +362,6 @@ static PyObject *semlock_release(SyncObject *s, PyObject *none)
     }
     s->count--;
     Py_RETURN_NONE;
-}
-
-static PyObject *semlock_enter(SyncObject *s, PyObject *none)
-{
-    (void)none;
-    return semlock_take(s, -1) < 0 ? NULL : Py_NewRef(Py_True);
 }
 
 /* For who was notified: others may have been moved to this lock's line with it. */
