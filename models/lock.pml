@@ -2,9 +2,9 @@
 /*
  * lock.pml - a lock that is taken over when its holder dies, with deaths at every step.
  *
- * The model follows src/shm/lock.c: T1, W1 W2 W3, G1 G2, R1.  NW processes take the lock NR times
- * each; at most ND of them die, before any store.  A dead one's number is used again at once, by a
- * process that begins anew: so only the start time (here: the generation) tells the two apart.
+ * The model follows src/shm/lock.c: T1, W1 W2 W3, G1 G2 G3, R1.  NW processes take the lock NR
+ * times each; at most ND of them die, before any store.  A dead one's number is used again at once,
+ * by a process that begins anew: so only the start time (here: the generation) tells the two apart.
  *
  * Sleeps are slices: one ends by itself, but that is only shown where the look after it finds
  * something.  So "sleeps for ever with nothing to find" is an invalid end state, as it should be.
@@ -26,19 +26,21 @@
 #define ND 1
 #endif
 
-/* The word: process + 1 | generation << 2 | CONTENDED. */
-#define NAME(w, g) (((w) + 1) | (g) << 2)
-#define CONTENDED 64
-#define WHO(x) (((x) & 3) - 1)
-#define GEN(x) (((x) & 63) >> 2)
+/* The word: process + 1 | generation << 3 | CONTENDED. */
+#define NAME(w, g) (((w) + 1) | (g) << 3)
+#define CONTENDED 128
+#define NAMED (CONTENDED - 1)
+#define FREE(x) (((x) & NAMED) == 0)
+#define WHO(x) (((x) & 7) - 1)
+#define GEN(x) (((x) & NAMED) >> 3)
 #ifdef RECOVER_BY_NUMBER
 #define GONE(x) false /* the number lives: it is somebody's again */
 #else
 #define GONE(x) (gen[WHO(x)] != GEN(x))
 #endif
 #ifdef NAME_AFTER
-#define ANONYMOUS 63 /* taken, by nobody knows whom: cannot be judged */
-#define JUDGED(x) (((x) & 63) != ANONYMOUS && GONE(x))
+#define ANONYMOUS NAMED /* taken, by nobody knows whom: cannot be judged */
+#define JUDGED(x) (((x) & NAMED) != ANONYMOUS && GONE(x))
 #else
 #define JUDGED(x) (GONE(x))
 #endif
@@ -66,12 +68,12 @@ again:
     :: else ->
        /* T1 */
        if
-       :: d_step { won = (word == 0);
+       :: d_step { won = FREE(word);
               if
 #ifdef NAME_AFTER
-              :: won -> word = ANONYMOUS
+              :: won -> word = ANONYMOUS | (word & CONTENDED)
 #else
-              :: won -> word = NAME(me, gen[me]); holds = true; inside++
+              :: won -> word = NAME(me, gen[me]) | (word & CONTENDED); holds = true; inside++
 #endif
               :: else
               fi }
@@ -82,14 +84,15 @@ again:
        :: else ->
           w = word;
           if
-          :: w == 0 ->
+          :: FREE(w) ->
              if
-             :: d_step { won = (word == 0);
+             :: d_step { won = (word == w);
                     if
 #ifdef NAME_AFTER
-                    :: won -> word = ANONYMOUS | behind
+                    :: won -> word = ANONYMOUS | behind | (w & CONTENDED)
 #else
-                    :: won -> word = NAME(me, gen[me]) | behind; holds = true; inside++
+                    :: won -> word = NAME(me, gen[me]) | behind | (w & CONTENDED); holds = true;
+                       inside++
 #endif
                     :: else
                     fi }
@@ -166,12 +169,12 @@ again:
 #ifdef GIVE_BLIND
        w = word;
        if
-       :: d_step { word = 0; holds = false; inside-- }
+       :: d_step { word = w & CONTENDED; holds = false; inside-- }
        DIES
        fi;
 #else
        if
-       :: d_step { w = word; word = 0; holds = false; inside-- }
+       :: d_step { w = word; word = w & CONTENDED; holds = false; inside-- }
        DIES
        fi;
 #endif
@@ -185,11 +188,31 @@ again:
 #if NW > 2
           :: asleep[2] -> asleep[2] = false
 #endif
+#if NW > 3
+          :: asleep[3] -> asleep[3] = false
+#endif
           :: !(asleep[0] || asleep[1]
 #if NW > 2
                || asleep[2]
 #endif
-             )
+#if NW > 3
+               || asleep[3]
+#endif
+             );
+             /* G3 */
+#ifdef UNMARK_WHATEVER
+             if
+             :: d_step { word = word & NAMED }
+#else
+             if
+             :: d_step {
+                    if
+                    :: word == CONTENDED -> word = 0
+                    :: else
+                    fi }
+#endif
+             DIES
+             fi
           DIES
           fi
        :: else

@@ -75,14 +75,16 @@ pass safety lock
 pass safety lock -DND=2 -DNW=2 -DNR=2
 pass safety lock -DND=2
 pass safety lock -DND=0 -DNR=2 -DNO_CLOCK
+pass safety lock -DNW=4 -DND=0 -DNO_CLOCK
 fail safety lock -DNAME_AFTER
 fail safety lock -DRECOVER_BY_NUMBER
 fail safety lock -DRECOVER_NO_CAS
 fail safety lock -DRECOVER_WHOEVER
 fail safety lock -DND=0 -DNO_CLOCK -DWAIT_NOT_COMPARED
 fail safety lock -DND=0 -DNO_CLOCK -DWAKES_NOBODY
-fail safety lock -DND=0 -DNO_CLOCK -DBEHIND_FORGOTTEN
+fail safety lock -DNW=4 -DND=0 -DNO_CLOCK -DBEHIND_FORGOTTEN
 fail safety lock -DND=0 -DNO_CLOCK -DGIVE_BLIND
+fail safety lock -DND=0 -DNO_CLOCK -DUNMARK_WHATEVER
 pass safety mailbox -DAWAKE -DNR=1
 pass safety mailbox -DAWAKE -DNM1=1
 pass safety mailbox -DAWAKE -DNM1=1 -DMOST=1

@@ -19,12 +19,13 @@
 #include <stdint.h>
 
 #include "base/atomic.h"
+#include "base/self.h"
 
 #define TRI_SLOT 64 /* the line that an object of lock.h or sync.h fills */
 
 /* Lives in shared memory.  All zeros: free, and its holders' deaths are not looked for. */
 typedef struct tri_lock {
-    alignas(TRI_SLOT) _Atomic uint64_t word; /* 0: free; else the holder's name and flags */
+    alignas(TRI_SLOT) _Atomic uint64_t word; /* no name: free; else the holder's; and flags */
     uint64_t ns;                             /* pid namespace of names; constant after init */
     _Atomic int32_t spins;                   /* spin.h */
     uint32_t unused[11];
@@ -56,9 +57,9 @@ int tri_lock_acquire_again(tri_lock *l, int64_t timeout_ns, bool *recovered);
  */
 static inline bool tri_lock_try(tri_lock *l, uint64_t signature)
 {
-    uint64_t is_free = 0;
+    uint64_t w = tri_load_rlx(&l->word);
 
-    return tri_cas_sc(&l->word, &is_free, signature);
+    return !(w & TRI_NAME_MASK) && tri_cas_sc(&l->word, &w, signature | w);
 }
 
 /* Give it back; any thread of any process may.  0, or -EPERM: nobody holds it. */

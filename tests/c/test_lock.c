@@ -27,10 +27,12 @@
 #endif
 #define CONTENDED (UINT64_C(1) << 31)
 #define SECOND INT64_C(1000000000)
+#define TURNS 600
+#define NHAD 4
 
 struct shared {
     tri_lock lock;
-    uint64_t plain; /* written under the lock only */
+    uint64_t plain, had[NHAD]; /* written under the lock only */
     _Atomic uint32_t recovered, ready;
 };
 
@@ -393,25 +395,99 @@ static void on_alarm(int sig)
     (void)sig;
 }
 
-static void a_signal_handler_ends_the_wait(void)
+/* A child that sends us signals, faster than any slice ends, once somebody waits. */
+static pid_t interrupter(struct shared *s)
 {
-    struct shared *s = shared_new();
-    pid_t self = getpid(), pid;
     struct sigaction act = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+    pid_t self = getpid(), pid;
 
     sigaction(SIGUSR1, &act, NULL);
-    CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
     pid = fork();
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         until_contended(s);
         for (;;) { /* once may be before the sleep; the test kills us */
             kill(self, SIGUSR1);
             nap();
         }
     }
+    CHECK(pid > 0);
+    return pid;
+}
+
+static void a_signal_handler_ends_the_wait(void)
+{
+    struct shared *s = shared_new();
+    pid_t pid;
+
+    CHECK(tri_lock_acquire(&s->lock, -1, NULL) == 0);
+    pid = interrupter(s);
     CHECK(tri_lock_acquire(&s->lock, -1, NULL) == -EINTR);
     kill(pid, SIGKILL);
     ended(pid);
+    shared_free(s);
+}
+
+static void signals_hide_no_death(void)
+{
+    struct shared *s = shared_new();
+    pid_t holder = holder_child(s), pid = interrupter(s);
+    bool recovered = false;
+    int err, interrupted = 0;
+
+    do {
+        err = tri_lock_acquire(&s->lock, -1, &recovered);
+        if (err == -EINTR && ++interrupted == 20) {
+            kill(holder, SIGKILL);
+            CHECK(ended(holder) == -SIGKILL);
+        }
+    } while (err == -EINTR);
+    CHECK(err == 0 && recovered && interrupted >= 20);
+    kill(pid, SIGKILL);
+    ended(pid);
+    shared_free(s);
+}
+
+/* Each holds the lock for 1 ms and takes it again at once. */
+static int hold_in_turn(struct shared *s, int me)
+{
+    struct sched_param none = {0};
+
+    bind_to_one();
+    CHECK(sched_setscheduler(0, SCHED_BATCH, &none) == 0);
+    for (;;) {
+        int64_t end;
+
+        CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, NULL) == 0);
+        if (s->plain == TURNS) {
+            CHECK(tri_lock_release(&s->lock) == 0);
+            return 0;
+        }
+        s->plain++;
+        s->had[me]++;
+        for (end = tri_now_ns() + 1000000; tri_now_ns() < end;)
+            tri_pause();
+        CHECK(tri_lock_release(&s->lock) == 0);
+    }
+}
+
+/* On one CPU, where one that is woken waits until the time slice of who woke it ends. */
+static void nobody_is_shut_out(void)
+{
+    struct shared *s = shared_new();
+    pid_t pid[NHAD];
+
+    for (int i = 0; i < NHAD; i++) {
+        pid[i] = fork();
+        if (pid[i] == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            _exit(hold_in_turn(s, i));
+        }
+    }
+    for (int i = 0; i < NHAD; i++)
+        CHECK(ended(pid[i]) == 0);
+    for (int i = 0; i < NHAD; i++)
+        CHECK(s->had[i] >= TURNS / NHAD / 10);
     shared_free(s);
 }
 
@@ -477,6 +553,8 @@ int main(void)
     RUN(names_of_another_namespace_are_not_judged);
     RUN(a_fork_signs_with_its_own_name);
     RUN(a_signal_handler_ends_the_wait);
+    RUN(signals_hide_no_death);
+    RUN(nobody_is_shut_out);
     RUN(a_storm_of_kills_stops_nobody);
     return 0;
 }

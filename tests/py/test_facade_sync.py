@@ -611,18 +611,3 @@ def test_nothing_is_left_and_nothing_has_a_name() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def test_a_fork_owns_nothing_that_its_parent_holds() -> None:
-    lock = ours().RLock()
-    lock.acquire()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if not lock._semlock._is_mine() and lock._semlock._count() == 0:
-                code = int(lock.acquire(False))
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    lock.release()

@@ -45,6 +45,7 @@ struct state {
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
     PyObject *give_way;    /* a function of Python that does nothing: see struct pace */
     bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
+    uint64_t began_free;   /* name of a process that holds no lock of the one it was forked from */
 };
 
 struct state *state_of(PyObject *module);
@@ -163,6 +164,8 @@ int pool_check(PoolObject *pool);
 int pool_check_open(PoolObject *pool);
 /* Seconds as an object (None: no limit) to nanoseconds, -1 for None.  0 or -1 with an exception. */
 int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns);
+/* A lock's acquire(block=True, timeout=None) in ns: < 0 for ever, 0 only a try.  0 or -1 too. */
+int options_of_acquire(PyObject *const *args, Py_ssize_t n, PyObject *names, int64_t *timeout_ns);
 
 /* ------------------------------------------------------------------ functions */
 

@@ -15,6 +15,8 @@ int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns)
         return 0;
     s = PyFloat_AsDouble(seconds);
     if (s == -1.0 && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_TypeError))
+            return -1; /* its own __float__() had something else to say */
         PyErr_Format(PyExc_TypeError, "%s must be a number of seconds or None, not %.100s", what,
                      Py_TYPE(seconds)->tp_name);
         return -1;
@@ -24,6 +26,41 @@ int seconds_to_ns(PyObject *seconds, const char *what, int64_t *ns)
         return -1;
     }
     *ns = s <= 0 ? 0 : s > 9e9 ? -1 : (int64_t)(s * 1e9);
+    return 0;
+}
+
+int options_of_acquire(PyObject *const *args, Py_ssize_t n, PyObject *names, int64_t *timeout_ns)
+{
+    PyObject *block = n > 0 ? args[0] : NULL, *timeout = n > 1 ? args[1] : NULL;
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    int blocks = 1;
+
+    if (n > 2) {
+        PyErr_Format(PyExc_TypeError, "acquire() takes at most 2 arguments (%zd given)", n);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < named; i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+
+        if (PyUnicode_CompareWithASCIIString(name, "block") == 0 && !block) {
+            block = args[n + i];
+        } else if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0 && !timeout) {
+            timeout = args[n + i];
+        } else {
+            PyErr_Format(PyExc_TypeError, "acquire() got an unexpected or second argument %R",
+                         name);
+            return -1;
+        }
+    }
+    if (block) {
+        blocks = PyObject_IsTrue(block);
+        if (blocks < 0)
+            return -1;
+    }
+    if (seconds_to_ns(timeout, "timeout", timeout_ns) < 0)
+        return -1;
+    if (!blocks)
+        *timeout_ns = 0;
     return 0;
 }
 

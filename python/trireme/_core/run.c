@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/self.h"
 #include "run.h"
 
 #define FNS_MAX 256
@@ -496,6 +497,7 @@ static int process_begin(struct tri_worker *w)
     l->module = module;
     l->st = state_of(module);
     l->st->own_arguments = false; /* a fork may have it from where it comes from */
+    l->st->began_free = tri_self_name();
     if (begin_python(w, l) < 0) {
         note_exception(w, l->st);
         return -1;

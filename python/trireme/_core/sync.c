@@ -193,17 +193,29 @@ static __attribute__((noinline)) int wait_for(SyncObject *s, wait_fn wait, int a
 
 /* ------------------------------------------------------------------ SemLock */
 
-/* Forget what the process that we were forked from had taken. */
+/*
+ * A worker and a Process forget what the one that they were forked from had taken.  After os.fork()
+ * alone the child takes itself for a holder, too, as with the original: code that locks, forks and
+ * locks again would wait for ever otherwise.
+ */
 static void own_count(SyncObject *s)
 {
     uint64_t me = tri_self_name();
 
     if (s->process != me) {
         s->process = me;
-        s->count = 0;
+        if (s->st->began_free == me)
+            s->count = 0;
         if (s->kind != SEMAPHORE)
             s->signature = tri_sign(s->lock->ns);
     }
+}
+
+static PyObject *semlock_begin_free(PyTypeObject *type, PyObject *none)
+{
+    (void)none;
+    state_of_type(type)->began_free = tri_self_name();
+    Py_RETURN_NONE;
 }
 
 /* After own_count(). */
@@ -289,40 +301,6 @@ static PyObject *semlock_enter(SyncObject *s, PyObject *none)
     return semlock_take(s, -1) < 0 ? NULL : Py_NewRef(Py_True);
 }
 
-/* acquire(block=True, timeout=None) in ns: < 0 for ever, 0 only a try.  -1: an exception. */
-static __attribute__((noinline)) int acquire_args(PyObject *const *args, Py_ssize_t n,
-                                                  PyObject *names, int64_t *timeout_ns)
-{
-    PyObject *block = n > 0 ? args[0] : NULL, *timeout = n > 1 ? args[1] : NULL;
-    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    int blocks = 1;
-
-    if (n > 2) {
-        PyErr_Format(PyExc_TypeError, "acquire() takes at most 2 arguments (%zd given)", n);
-        return -1;
-    }
-    for (Py_ssize_t i = 0; i < named; i++) {
-        PyObject *name = PyTuple_GET_ITEM(names, i);
-
-        if (PyUnicode_CompareWithASCIIString(name, "block") == 0 && !block) {
-            block = args[n + i];
-        } else if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0 && !timeout) {
-            timeout = args[n + i];
-        } else {
-            PyErr_Format(PyExc_TypeError, "acquire() got an unexpected or second argument %R",
-                         name);
-            return -1;
-        }
-    }
-    if (block) {
-        blocks = PyObject_IsTrue(block);
-        if (blocks < 0)
-            return -1;
-    }
-    *timeout_ns = 0;
-    return blocks ? seconds_to_ns(timeout, "timeout", timeout_ns) : 0;
-}
-
 static PyObject *semlock_acquire(SyncObject *s, PyObject *const *args, Py_ssize_t n,
                                  PyObject *names)
 {
@@ -331,7 +309,7 @@ static PyObject *semlock_acquire(SyncObject *s, PyObject *const *args, Py_ssize_
 
     if (n == 0 && !names)
         return semlock_enter(s, NULL);
-    if (acquire_args(args, n, names, &timeout_ns) < 0)
+    if (options_of_acquire(args, n, names, &timeout_ns) < 0)
         return NULL;
     got = semlock_take(s, timeout_ns);
     return got < 0 ? NULL : PyBool_FromLong(got);
@@ -385,7 +363,10 @@ static PyObject *semlock_take_again(SyncObject *s, PyObject *none)
 static PyObject *semlock_exit(SyncObject *s, PyObject *const *args, Py_ssize_t n)
 {
     (void)args;
-    (void)n;
+    if (n > 3) {
+        PyErr_Format(PyExc_TypeError, "__exit__() takes at most 3 arguments (%zd given)", n);
+        return NULL;
+    }
     return semlock_release(s, NULL);
 }
 
@@ -473,6 +454,8 @@ static PyMethodDef semlock_methods[] = {
     {"_is_mine", (PyCFunction)semlock_is_mine, METH_NOARGS, NULL},
     {"_count", (PyCFunction)semlock_count, METH_NOARGS, NULL},
     {"_after_fork", (PyCFunction)semlock_after_fork, METH_NOARGS, NULL},
+    {"_begin_free", (PyCFunction)semlock_begin_free, METH_NOARGS | METH_CLASS,
+     "This process holds no lock, whatever the one that it was forked from held."},
     {"_lend", (PyCFunction)sync_lend, METH_NOARGS, lend_doc},
     {"_rebuild", (PyCFunction)sync_rebuild, METH_VARARGS | METH_CLASS, rebuild_doc},
     {NULL, NULL, 0, NULL},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from multiprocessing import reduction
+from multiprocessing import reduction, util
 from multiprocessing import synchronize as _original
 
 from trireme import _core
@@ -34,6 +34,9 @@ RECURSIVE_MUTEX: int = _theirs.RECURSIVE_MUTEX
 SEMAPHORE: int = _theirs.SEMAPHORE
 SEM_VALUE_MAX: int = _theirs.SEM_VALUE_MAX
 _LOCK = 2  # the core's kind for a lock that is neither recursive nor counts
+
+# A Process holds none of the locks that the one that it was forked from held.
+util.register_after_fork(_core.SemLock, lambda core: core._begin_free())
 
 # What was lent to each process that is being started: descriptors by the uid of their page.
 _lent: weakref.WeakKeyDictionary[Any, dict[bytes, Any]] = weakref.WeakKeyDictionary()
