@@ -6,6 +6,7 @@
  * broken CHECK aborts them.  Waiting for "they sleep" is waiting for the CONTENDED bit, by polling.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -18,6 +19,7 @@
 #include "check.h"
 #include "onecpu.h"
 #include "shm/lock.h"
+#include "shm/sync.h"
 #include "trireme.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -32,6 +34,7 @@
 
 struct shared {
     tri_lock lock;
+    tri_sem sem;               /* of one unit */
     uint64_t plain, had[NHAD]; /* written under the lock only */
     _Atomic uint32_t recovered, ready;
 };
@@ -43,6 +46,7 @@ static struct shared *shared_new(void)
 
     CHECK(s != MAP_FAILED);
     tri_lock_init(&s->lock);
+    tri_sem_init(&s->sem, 1, 1);
     return s;
 }
 
@@ -448,8 +452,19 @@ static void signals_hide_no_death(void)
     shared_free(s);
 }
 
-/* Each holds the lock for 1 ms and takes it again at once. */
-static int hold_in_turn(struct shared *s, int me)
+static void take(struct shared *s, bool by_lock)
+{
+    CHECK((by_lock ? tri_lock_acquire(&s->lock, 20 * SECOND, NULL)
+                   : tri_sem_acquire(&s->sem, 20 * SECOND)) == 0);
+}
+
+static void give(struct shared *s, bool by_lock)
+{
+    CHECK((by_lock ? tri_lock_release(&s->lock) : tri_sem_release(&s->sem)) == 0);
+}
+
+/* Each holds it for 1 ms and takes it again at once. */
+static int hold_in_turn(struct shared *s, bool by_lock, int me)
 {
     struct sched_param none = {0};
 
@@ -458,37 +473,51 @@ static int hold_in_turn(struct shared *s, int me)
     for (;;) {
         int64_t end;
 
-        CHECK(tri_lock_acquire(&s->lock, 20 * SECOND, NULL) == 0);
+        take(s, by_lock);
         if (s->plain == TURNS) {
-            CHECK(tri_lock_release(&s->lock) == 0);
+            give(s, by_lock);
             return 0;
         }
         s->plain++;
         s->had[me]++;
         for (end = tri_now_ns() + 1000000; tri_now_ns() < end;)
             tri_pause();
-        CHECK(tri_lock_release(&s->lock) == 0);
+        give(s, by_lock);
     }
 }
 
-/* On one CPU, where one that is woken waits until the time slice of who woke it ends. */
-static void nobody_is_shut_out(void)
+/* How many turns had who had fewest, on one CPU, where one that is woken waits until the time slice
+ * of who woke it ends? */
+static uint64_t fewest_turns(bool by_lock)
 {
     struct shared *s = shared_new();
+    uint64_t fewest = TURNS;
     pid_t pid[NHAD];
 
     for (int i = 0; i < NHAD; i++) {
         pid[i] = fork();
         if (pid[i] == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
-            _exit(hold_in_turn(s, i));
+            _exit(hold_in_turn(s, by_lock, i));
         }
     }
     for (int i = 0; i < NHAD; i++)
         CHECK(ended(pid[i]) == 0);
     for (int i = 0; i < NHAD; i++)
-        CHECK(s->had[i] >= TURNS / NHAD / 10);
+        fewest = s->had[i] < fewest ? s->had[i] : fewest;
     shared_free(s);
+    return fewest;
+}
+
+/* Unless the kernel does it whatever is waited for: Linux 6.1 switches in the middle of a hold. */
+static void nobody_is_shut_out(void)
+{
+    uint64_t semaphore = fewest_turns(false), lock = fewest_turns(true);
+
+    fprintf(stderr,
+            "    of %d turns the last of %d had %" PRIu64 ", with a semaphore %" PRIu64 "\n", TURNS,
+            NHAD, lock, semaphore);
+    CHECK(lock >= semaphore / 5);
 }
 
 /* Holders are killed at random instants; the sum stays what was committed. */

@@ -79,6 +79,46 @@ def test_code_that_locks_forks_and_locks_again(kind: str) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
 
 
+def test_both_sides_of_a_fork_leave_the_lock() -> None:
+    lock = ours().RLock()
+    with lock:
+        pid = os.fork()
+        if pid:
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert by_process(lambda: int(lock.acquire(False))) == 0, "the child gave it away"
+    if pid == 0:
+        os._exit(lock._semlock._count())
+    assert lock._semlock._count() == 0
+    assert by_process(lambda: int(lock.acquire(False))) == 1
+
+
+def test_a_grandchild_holds_nothing_that_a_process_does_not() -> None:
+    for context in (ours(), multiprocessing.get_context("fork")):
+        lock = context.RLock()
+        with lock:
+            assert by_process(lambda lock=lock: by_os_fork(lambda: int(lock.acquire(False)))) == 0
+
+
+def test_what_is_asked_before_a_process_is_ready() -> None:
+    script = (
+        "import os, multiprocessing\n"
+        "from trireme import multiprocessing as ours\n"
+        "for door in (ours, multiprocessing):\n"
+        "    lock = door.get_context('fork').RLock()\n"
+        "    os.register_at_fork(after_in_child=lambda: lock._semlock._count())\n"
+        "    lock.acquire()\n"
+        "    child = lambda: os._exit(lock._semlock._count() + lock.acquire(False))\n"
+        "    process = door.get_context('fork').Process(target=child)\n"
+        "    process.start()\n"
+        "    process.join(30)\n"
+        "    assert process.exitcode == 0, process.exitcode\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_worker_holds_nothing_that_its_owner_holds() -> None:
     script = (
         "import sys, trireme\n"

@@ -45,7 +45,7 @@ struct state {
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
     PyObject *give_way;    /* a function of Python that does nothing: see struct pace */
     bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
-    uint64_t began_free;   /* name of a process that holds no lock of the one it was forked from */
+    unsigned epoch;        /* more in a process that holds no lock of the one it was forked from */
 };
 
 struct state *state_of(PyObject *module);

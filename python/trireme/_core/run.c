@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/self.h"
 #include "run.h"
 
 #define FNS_MAX 256
@@ -497,7 +496,7 @@ static int process_begin(struct tri_worker *w)
     l->module = module;
     l->st = state_of(module);
     l->st->own_arguments = false; /* a fork may have it from where it comes from */
-    l->st->began_free = tri_self_name();
+    l->st->epoch++;               /* a worker holds none of its owner's locks */
     if (begin_python(w, l) < 0) {
         note_exception(w, l->st);
         return -1;

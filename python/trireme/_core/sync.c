@@ -47,6 +47,7 @@ typedef struct SyncObject {
     unsigned long thread; /* the last that took it */
     uint64_t process;     /* whose count that is */
     uint64_t signature;   /* what that process leaves in the lock */
+    unsigned epoch;       /* struct state's when it was counted */
 } SyncObject;
 
 /* ------------------------------------------------------------------ all three */
@@ -56,8 +57,10 @@ static SyncObject *sync_alloc(PyTypeObject *type)
     struct state *st = state_of_type(type);
     SyncObject *s = st ? (SyncObject *)type->tp_alloc(type, 0) : NULL;
 
-    if (s)
+    if (s) {
         s->st = st;
+        s->epoch = st->epoch;
+    }
     return s;
 }
 
@@ -194,18 +197,19 @@ static __attribute__((noinline)) int wait_for(SyncObject *s, wait_fn wait, int a
 /* ------------------------------------------------------------------ SemLock */
 
 /*
- * A worker and a Process forget what the one that they were forked from had taken.  After os.fork()
- * alone the child takes itself for a holder, too, as with the original: code that locks, forks and
- * locks again would wait for ever otherwise.
+ * A worker and a Process forget what the one that they were forked from had taken: their epoch is
+ * another.  After os.fork() alone the child takes itself for a holder, too, as with the original:
+ * code that locks, forks and locks again would wait for ever otherwise.
  */
 static void own_count(SyncObject *s)
 {
     uint64_t me = tri_self_name();
 
-    if (s->process != me) {
-        s->process = me;
-        if (s->st->began_free == me)
+    if (s->process != me || s->epoch != s->st->epoch) {
+        if (s->epoch != s->st->epoch)
             s->count = 0;
+        s->process = me;
+        s->epoch = s->st->epoch;
         if (s->kind != SEMAPHORE)
             s->signature = tri_sign(s->lock->ns);
     }
@@ -214,7 +218,7 @@ static void own_count(SyncObject *s)
 static PyObject *semlock_begin_free(PyTypeObject *type, PyObject *none)
 {
     (void)none;
-    state_of_type(type)->began_free = tri_self_name();
+    state_of_type(type)->epoch++;
     Py_RETURN_NONE;
 }
 
@@ -328,6 +332,10 @@ static PyObject *semlock_release(SyncObject *s, PyObject *none)
         }
         if (s->count > 1) {
             s->count--;
+            Py_RETURN_NONE;
+        }
+        if (tri_lock_holder(s->lock) != (s->signature & TRI_NAME_MASK)) {
+            s->count = 0; /* counted before os.fork(): it is the parent's to give, or was */
             Py_RETURN_NONE;
         }
     }
