@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* test_heap.c - the arena's allocator: sizes, exact accounts, blocks that others free. */
 #include "pools.h"
+#include "shm/huge.h"
 
 #include <pthread.h>
 
@@ -343,11 +344,14 @@ static void a_block_is_populated_once_and_again_when_it_was_given_back(void)
     const size_t bytes = 4u << 20, pages = bytes / (size_t)sysconf(_SC_PAGESIZE);
     uint64_t off = tri_heap_alloc(&p->heap, bytes);
     uint8_t *data = p->view.base + off;
+    /* What one touch brings: a page, or a large one where the machine makes them unasked. */
+    const size_t touch = resident(p->view.base, TRI_HUGE);
 
     tri_block_populate(data, bytes / 2);
 #ifdef MADV_POPULATE_WRITE
     if (resident(data, bytes / 2) > 1) { /* an older kernel takes no such advice */
-        CHECK(resident(data, bytes / 2) >= pages / 2 && resident(data, bytes) <= pages / 2 + 1);
+        CHECK(resident(data, bytes / 2) >= pages / 2);
+        CHECK(resident(data, bytes) <= pages / 2 + touch);
         tri_block_populate(data, bytes);
         CHECK(resident(data, bytes) >= pages);
         tri_segment_punch(&p->seg, off - TRI_BLOCK_HEADER, bytes);
