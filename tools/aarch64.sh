@@ -19,7 +19,7 @@ dir=$(realpath -m "${1:?aarch64.sh DIR [COMMAND...]}")
 shift
 
 packages=python3,python3-dev,gcc,libc6-dev,make,meson,ninja-build,pkg-config,libhwloc-dev
-packages+=,libhwloc15,procps,kmod,git,python3-numpy,python3-cloudpickle,python3-tqdm
+packages+=,libhwloc15,procps,kmod,git,python3-numpy,python3-tqdm
 packages+=,python3-psutil,linux-image-arm64
 
 make_root() {
@@ -40,10 +40,11 @@ make_root() {
     done
     rm -rf "$root"/var/cache/apt/archives "$root"/var/lib/apt/lists/*
     rm -rf "$root"/usr/share/{doc,man,locale}
-    # Debian 12's pytest is too old for the tests; it is Python alone, as this machine's.
+    # Debian 12's are too old; both are Python alone, so this machine's pip can bring them.
     python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore \
         --python-version 3.11 --only-binary=:all: \
-        --target "$root/usr/local/lib/python3.11/dist-packages" pytest 2>"$dir/pip.log" ||
+        --target "$root/usr/local/lib/python3.11/dist-packages" \
+        pytest cloudpickle 2>"$dir/pip.log" ||
         { tail -n 3 "$dir/pip.log" >&2; exit 1; }
     for deb in bin sbin lib; do # unpacking has made folders of what should be links
         [ -L "$root/$deb" ] && continue
