@@ -65,6 +65,7 @@ struct tri_worker {
     bool process;
     int output_fd; /* datagrams to the owner; -1: none */
     bool has_heap;
+    _Atomic bool busy; /* with a task of the queue; other threads of the pool look at it */
     struct tri_heap heap;
     uint64_t done_tail;
     uint64_t tasks;
@@ -108,6 +109,8 @@ void tri_deadline_set(struct tri_worker *w, int64_t ns);
 void tri_deadline_clear(struct tri_worker *w);
 /* Is the caller one of the threads of this pool? */
 bool tri_worker_inside(const struct tri_pool *p);
+/* Is this task still in the queue, and another of the threads free to take it? */
+bool tri_worker_spared(const struct tri_pool *p, uint32_t slot, uint64_t ticket);
 /* Then run this task here, as hooks.run expects it, unless somebody has claimed it.  True: it is
  * done. */
 bool tri_worker_help(struct tri_pool *p, uint32_t slot, uint64_t ticket);

@@ -376,6 +376,27 @@ bool tri_worker_inside(const struct tri_pool *p)
     return caller_of(p) != NULL;
 }
 
+/* One that still starts will be free.  One that leaves, with the pool, takes nothing any more. */
+static bool other_free(const struct tri_pool *p)
+{
+    const struct tri_worker *me = caller_of(p);
+
+    for (uint32_t i = 0; me && i < p->view.nworkers; i++) {
+        const struct tri_worker *w = &p->tworker[i];
+
+        if (w != me && !tri_load_rlx(&w->busy) && !tri_worker_parked(w))
+            return !tri_load_acq(&p->view.ctl->closing);
+    }
+    return false;
+}
+
+bool tri_worker_spared(const struct tri_pool *p, uint32_t slot, uint64_t ticket)
+{
+    uint64_t queued = tri_word(TRI_S_QUEUED, 0, 0, ticket);
+
+    return tri_load_acq(&p->view.slot[slot].state) == queued && other_free(p);
+}
+
 /* Run a claimed task in the middle of another one. */
 static void run_inside(struct tri_worker *w, uint32_t slot, uint64_t mine)
 {
@@ -459,7 +480,9 @@ void tri_worker_loop(struct tri_worker *w)
         /* We may be the only one who was woken: pass it on while there is more. */
         if (rested && tri_queue_ready(v))
             tri_wake_worker(v);
+        tri_store_rlx(&w->busy, true);
         run(w, idx);
+        tri_store_rlx(&w->busy, false);
         tri_store_rlx(&line->tasks, ++w->tasks);
         if (w->process && w->tasks % TRI_ROOM_EVERY == 0)
             tri_worker_make_room(w);

@@ -143,6 +143,32 @@ def test_an_iterator_leaves_its_first_item_to_threads_that_are_free() -> None:
         assert sorted(p.submit(outer).result(LONG)) == [0, 1, 2, 3]
 
 
+def test_threads_are_free_though_they_come_late() -> None:
+    told, go, first = threading.Event(), threading.Event(), threading.Lock()
+
+    def item(i: int) -> int:
+        if i == 0:
+            assert told.wait(LONG)
+        return i
+
+    def start() -> None:
+        if not first.acquire(blocking=False):
+            assert go.wait(LONG)
+
+    def outer() -> list[int]:
+        out = []
+        late = threading.Timer(0.3, go.set)
+        late.start()
+        for i in p.imap_unordered(item, range(4), chunk=1):
+            told.set()
+            out.append(i)
+        late.join()
+        return out
+
+    with tri.Pool(3, kind="thread", initializer=start) as p:
+        assert sorted(p.submit(outer).result(LONG)) == [0, 1, 2, 3]
+
+
 def test_the_facades_pools_of_threads_can_do_it_too() -> None:
     with ThreadPoolExecutor(1) as e:
         assert e.submit(lambda: e.submit(square, 3).result()).result(LONG) == 9

@@ -80,8 +80,9 @@ static Py_ssize_t waiting_chunks(const JobObject *j)
 
 /*
  * Nothing is there yet.  In a task of the same pool's, with nobody else to compute it: that is done
- * here.  Whoever wants any result lets other threads have a moment first, for what they give may be
- * what the first chunk waits for.
+ * here.  Whoever wants any result leaves it to threads that are free, however long it takes them to
+ * come, and to those that are not for a moment: what they give may be what the first chunk waits
+ * for.
  */
 static int wait_some(JobObject *j, uint32_t key, int64_t timeout_ns)
 {
@@ -91,13 +92,16 @@ static int wait_some(JobObject *j, uint32_t key, int64_t timeout_ns)
     if (j->mode == J_ORDERED)
         return pool_wait(j->pool, key, slot, ticket, timeout_ns);
     if (timeout_ns < 0 && tri_worker_inside(j->pool->core->p)) {
-        int64_t now = tri_now_ns(), moved;
+        int64_t now = tri_now_ns(), left, moved;
 
         /* By the clock: others who wait rouse this one again and again. */
         if (!j->waits_ns)
             j->waits_ns = now;
-        if (now - j->waits_ns < MOMENT_NS && j->pool->core->p->view.nworkers > 1) {
-            moved = pool_wait(j->pool, key, TRI_ANY_SLOT, 0, j->waits_ns + MOMENT_NS - now);
+        left = j->waits_ns + MOMENT_NS - now;
+        if (left <= 0 && tri_worker_spared(j->pool->core->p, slot, ticket))
+            left = MOMENT_NS; /* nobody tells when the last of them gets other work */
+        if (left > 0 && j->pool->core->p->view.nworkers > 1) {
+            moved = pool_wait(j->pool, key, TRI_ANY_SLOT, 0, left);
             return moved < 0 ? -1 : 0;
         }
         if (pool_help(j->pool, slot, ticket))
