@@ -8,6 +8,7 @@ The C part (``_core.FutureBase``) waits, decodes and keeps the state; this class
 from __future__ import annotations
 
 from concurrent.futures import Future as _StdFuture
+from concurrent.futures import InvalidStateError
 from concurrent.futures._base import LOGGER
 
 from . import _core
@@ -16,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Any
+
+_NOT_BY_HAND = "a pool's future is completed by the pool only"
 
 
 class Future(_core.FutureBase, _StdFuture):
@@ -33,7 +36,18 @@ class Future(_core.FutureBase, _StdFuture):
         raise TypeError("futures come from Pool.submit()")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {id(self):#x} state={self._state.lower()}>"
+        state = self._state
+        what = ""
+        if state == "FINISHED":
+            try:
+                raised = self._exception
+            except RuntimeError:
+                pass  # asked for by what unpickles the result
+            else:
+                what = f" returned {type(self._result).__name__}"
+                if raised is not None:
+                    what = f" raised {type(raised).__name__}"
+        return f"<{type(self).__name__} at {id(self):#x} state={state.lower()}{what}>"
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
@@ -44,15 +58,20 @@ class Future(_core.FutureBase, _StdFuture):
 
     def set_running_or_notify_cancel(self) -> bool:
         """Refused: workers decide."""
-        raise RuntimeError("a pool's future is completed by the pool only")
+        raise RuntimeError(_NOT_BY_HAND)
+
+    def _refuse(self) -> None:
+        if self.done():
+            raise InvalidStateError(f"{self._state}: {self!r}")
+        raise RuntimeError(_NOT_BY_HAND)
 
     def set_result(self, result: Any) -> None:
-        """Refused: workers decide."""
-        raise RuntimeError("a pool's future is completed by the pool only")
+        """Refused: workers decide.  InvalidStateError when they have."""
+        self._refuse()
 
     def set_exception(self, exception: BaseException | None) -> None:
-        """Refused: workers decide."""
-        raise RuntimeError("a pool's future is completed by the pool only")
+        """Refused: workers decide.  InvalidStateError when they have."""
+        self._refuse()
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
         """What asyncio (3.14) asks for in one step: done, cancelled, result, exception."""

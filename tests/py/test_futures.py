@@ -7,6 +7,7 @@ import asyncio
 import concurrent.futures as cf
 import gc
 import os
+import re
 import threading
 import time
 import weakref
@@ -92,20 +93,50 @@ def test_futures_are_not_made_by_hand() -> None:
 
 def test_outsiders_cannot_complete_it(fast: Any) -> None:
     future = fast.submit(square, 2)
-    for call in (
-        lambda: future.set_result(1),
-        lambda: future.set_exception(ValueError()),
-        future.set_running_or_notify_cancel,
-    ):
-        with pytest.raises(RuntimeError):
+    calls = [lambda: future.set_result(1), lambda: future.set_exception(ValueError())]
+    for call in (*calls, future.set_running_or_notify_cancel):
+        with pytest.raises((RuntimeError, cf.InvalidStateError), match=r"by the pool|FINISHED"):
             call()
     assert future.result(20) == 4
+    for call in calls:
+        with pytest.raises(cf.InvalidStateError, match="FINISHED.*returned int"):
+            call()
 
 
 def test_repr_names_the_state(workers: Any) -> None:
     future = workers.submit(square, 2)
+    assert re.search("state=(pending|running)>|state=finished returned int>", repr(future))
     future.result(20)
-    assert "state=finished" in repr(future)
+    assert "state=finished returned int>" in repr(future)
+    future = workers.submit(square, "2")
+    future.exception(20)
+    assert "state=finished raised TypeError>" in repr(future)
+
+
+class Curious:
+    """Looks at the future whose result it is."""
+
+    def __init__(self, seen: object = None) -> None:
+        self.seen = seen
+
+    def __reduce__(self) -> Any:
+        return look_at_the_future, ()
+
+
+LOOKED_AT: list[Any] = []
+
+
+def look_at_the_future() -> Curious:
+    return Curious([repr(future) for future in LOOKED_AT])
+
+
+def test_repr_asks_nobody_who_is_busy_with_the_answer(processes: Any) -> None:
+    future = processes.submit(Curious)
+    LOOKED_AT[:] = [future]
+    try:
+        assert re.search("state=finished>", future.result(20).seen[0])
+    finally:
+        LOOKED_AT.clear()
 
 
 # -------------------------------------------------------------- running, cancel

@@ -338,9 +338,9 @@ class PoolExecutor(_base.Executor):
 
         timeout: seconds from now until the last result must have come, else TimeoutError.
         chunksize: items per task.  One is as fast as any other number but for huge numbers of
-            tiny items.
+            tiny items.  Executors of threads do not look at it.
         """
-        if chunksize < 1:
+        if self._chunks and chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")

@@ -314,6 +314,7 @@ class ProcessPoolExecutor(_Executor):
             mp_context = multiprocessing.get_context(
                 "spawn" if max_tasks_per_child is not None else None
             )
+        start = _start_of(mp_context)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if max_tasks_per_child is not None:
@@ -321,7 +322,7 @@ class ProcessPoolExecutor(_Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-            if _start_of(mp_context) == "fork":
+            if start == "fork":
                 raise ValueError(
                     "max_tasks_per_child is incompatible with"
                     " the 'fork' multiprocessing start method;"

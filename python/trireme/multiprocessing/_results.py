@@ -7,6 +7,7 @@ would raise.  Callbacks run on a thread of the pool's own, in the order in which
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import sys
 import threading
@@ -111,10 +112,11 @@ def awaited(future: Any, timeout: float | None) -> BaseException | None:
     """What a future ended with; multiprocessing's TimeoutError if it has not in that time."""
     try:
         return future.exception(timeout)  # type: ignore[no-any-return]
-    except Exception:
-        if not future.done():
-            raise TimeoutError from None
-        raise
+    except builtins.TimeoutError as exc:
+        # The C part's leaves no frame behind this one; what a signal's handler raised does.
+        if exc.__traceback__ is None or exc.__traceback__.tb_next is not None:
+            raise
+        raise TimeoutError from None
 
 
 # ---------------------------------------------------------------------------------------------

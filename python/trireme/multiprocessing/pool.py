@@ -316,7 +316,8 @@ class Pool:
             chunksize, extra = divmod(len(items), self._processes * 4)
             if extra:
                 chunksize += 1
-        elif chunksize < 1:
+        elif chunksize < 1 and items:
+            # The original does nothing then, and returns a list of None.
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         mapper = self._mapper(func, run)
         futures = []
