@@ -91,6 +91,8 @@ class PoolBase:
     @property
     def _watched(self) -> int: ...
     @property
+    def _untold(self) -> int: ...
+    @property
     def _broken(self) -> bool: ...
     @property
     def _refused(self) -> bool: ...
@@ -111,6 +113,7 @@ class FutureBase:
     _waiters: list[Any]
     _done_callbacks: list[Any]
     _state: str
+    _nth: int
     _result: Any
     _exception: BaseException | None
 

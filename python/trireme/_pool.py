@@ -661,5 +661,7 @@ def _at_exit() -> None:
             pool._stopping = True  # for whom a pool that is being dropped has yet to start
             pool._end(True, 2.0, False)
             pool._joined = True
+            # Functions hold their module: what is in __main__ is to go while there are builtins.
+            pool._forget()
         except Exception:
             pass  # the warden ends the workers in any case

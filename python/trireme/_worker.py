@@ -14,9 +14,12 @@ the file descriptor that was there before.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
 import os
 import sys
+import types
 from _signal import SIG_BLOCK, SIG_SETMASK
 from _thread import RLock, get_ident
 
@@ -331,6 +334,30 @@ def _forward_logging(send: Send, config: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
+# Functions
+# ---------------------------------------------------------------------------------------------
+
+_VALUES = frozenset((int, float, complex, bool, str, bytes, type(None)))
+
+
+def _names_only(part: Any) -> bool:
+    kind = type(part)
+    if kind is types.BuiltinFunctionType:
+        return part.__self__ is None or type(part.__self__) is types.ModuleType
+    return kind is types.FunctionType or kind in _VALUES or isinstance(part, type)
+
+
+def stateless(function: Any) -> bool:
+    """Whether no call of *function* can leave anything in it for the next one.
+
+    What a plain function's closure holds is left out: the originals send no closures.
+    """
+    if type(function) is not functools.partial:
+        return _names_only(function)
+    return not function.keywords and all(map(_names_only, (function.func, *function.args)))
+
+
+# ---------------------------------------------------------------------------------------------
 # The rest of a process
 # ---------------------------------------------------------------------------------------------
 
@@ -522,11 +549,35 @@ def flush() -> None:
             stream.flush_all()
 
 
+_ends_as_process = False
+
+
+def end_as_process(forked: bool) -> None:
+    """Have this worker end as a process of multiprocessing does; *forked*: from one of Python."""
+    global _ends_as_process
+    _ends_as_process = True
+    if forked:
+        atexit._clear()  # what is registered there is the owner's
+
+
+def _end_threads() -> None:
+    threading: Any = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+
+
 def end() -> None:
     """Before the worker leaves with _exit(): finalizers of multiprocessing, then all output.
 
-    As in a worker of multiprocessing, functions registered with atexit are not called.
+    In a facade's worker, first what ends any process of Python: threads that are no daemons are
+    waited for, and what tasks registered with atexit is called.
     """
+    if _ends_as_process:
+        for way in (_end_threads, atexit._run_exitfuncs):
+            try:
+                way()
+            except BaseException:
+                pass
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         try:

@@ -331,9 +331,9 @@ def test_callbacks_go_on_after_a_thread_could_not_be_started(
     teller, seen = Teller(), []
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError, match="start new thread"):
-        teller.call(lambda: seen.append(1))
+        teller.call(lambda: seen.append(1), 1)
     monkeypatch.undo()
-    teller.call(lambda: seen.append(2))
+    teller.call(lambda: seen.append(2), 2)
     teller.end(wait=True)
     assert seen == [1, 2]
 

@@ -116,6 +116,12 @@ PyObject *tri_decode(const uint8_t *p, size_t n, size_t *used);
 int tri_encode_seq(struct tri_buf *b, PyObject *const *items, Py_ssize_t n);
 
 /*
+ * The same for the arguments of one call, in the same form: NOT_SIMPLE also when two of them are or
+ * hold the same container, which pickle keeps one object.
+ */
+int tri_encode_args(struct tri_buf *b, PyObject *const *args, Py_ssize_t n);
+
+/*
  * Append the sequence start, start + step, ... of n ints in 24 bytes.
  *
  * @return TRI_ENC_OK, or NOT_SIMPLE when start or step is not exactly an int, n is negative, or

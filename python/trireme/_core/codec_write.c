@@ -375,19 +375,29 @@ done:
     return err;
 }
 
+INLINE void enc_begin(struct enc *e, struct tri_buf *b)
+{
+    e->b = b;
+    e->start = b->len;
+    e->seen.n = 0;
+    e->seen.cap = 0;
+    e->seen.tab = NULL;
+}
+
+INLINE void enc_end(struct enc *e)
+{
+    if (UNLIKELY(e->seen.tab != NULL))
+        free(e->seen.tab);
+}
+
 INLINE int encode_one(struct tri_buf *b, PyObject *v)
 {
     struct enc e;
     int err;
 
-    e.b = b;
-    e.start = b->len;
-    e.seen.n = 0;
-    e.seen.cap = 0;
-    e.seen.tab = NULL;
+    enc_begin(&e, b);
     err = encode_value(&e, v, 0);
-    if (UNLIKELY(e.seen.tab != NULL))
-        free(e.seen.tab);
+    enc_end(&e);
     if (UNLIKELY(err))
         b->len = e.start;
     return err;
@@ -438,7 +448,37 @@ static int retag(struct tri_buf *b, size_t column, Py_ssize_t count, int form)
     return TRI_ENC_OK;
 }
 
-int tri_encode_seq(struct tri_buf *b, PyObject *const *items, Py_ssize_t n)
+static int encode_tagged(struct tri_buf *b, PyObject *const *items, Py_ssize_t n, size_t head)
+{
+    for (Py_ssize_t i = 0; i < n; i++) {
+        int err = encode_one(b, items[i]);
+
+        if (UNLIKELY(err))
+            return err;
+        if (UNLIKELY(b->len - head > TRI_ENC_SEQ_BYTES))
+            return TRI_ENC_NOT_SIMPLE;
+    }
+    return TRI_ENC_OK;
+}
+
+/* What one of them shares with another is found as what a value shares with itself. */
+static int encode_together(struct tri_buf *b, PyObject *const *items, Py_ssize_t n, size_t head)
+{
+    struct enc e;
+    int err = TRI_ENC_OK;
+
+    enc_begin(&e, b);
+    for (Py_ssize_t i = 0; i < n && !err; i++) {
+        e.start = b->len;
+        err = encode_value(&e, items[i], 0);
+        if (!err && b->len - head > TRI_ENC_SEQ_BYTES)
+            err = TRI_ENC_NOT_SIMPLE;
+    }
+    enc_end(&e);
+    return err;
+}
+
+static int encode_seq(struct tri_buf *b, PyObject *const *items, Py_ssize_t n, bool together)
 {
     size_t head = b->len;
     int form = SEQ_TAGGED, err;
@@ -472,19 +512,27 @@ int tri_encode_seq(struct tri_buf *b, PyObject *const *items, Py_ssize_t n)
             goto undo;
         form = SEQ_TAGGED;
     }
-    for (; i < n; i++) {
-        err = encode_one(b, items[i]);
-        if (UNLIKELY(err))
-            goto undo;
-        err = TRI_ENC_NOT_SIMPLE;
-        if (UNLIKELY(b->len - head > TRI_ENC_SEQ_BYTES))
-            goto undo;
-    }
+    if (together && n - i > 1)
+        err = encode_together(b, items + i, n - i, head);
+    else
+        err = encode_tagged(b, items + i, n - i, head);
+    if (UNLIKELY(err))
+        goto undo;
     put_header(b->p + head, form, n);
     return TRI_ENC_OK;
 undo:
     b->len = head;
     return err;
+}
+
+int tri_encode_seq(struct tri_buf *b, PyObject *const *items, Py_ssize_t n)
+{
+    return encode_seq(b, items, n, false);
+}
+
+int tri_encode_args(struct tri_buf *b, PyObject *const *args, Py_ssize_t n)
+{
+    return encode_seq(b, args, n, true);
 }
 
 int tri_encode_range(struct tri_buf *b, PyObject *start, PyObject *step, Py_ssize_t n)

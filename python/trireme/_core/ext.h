@@ -117,6 +117,8 @@ typedef struct PoolObject {
     PyObject *last_fn;    /* the Function used last */
     uint64_t next_fn_id;
     PyObject *told;         /* futures that ended and have somebody to tell */
+    Py_ssize_t untold;      /* of those, and of others being told now: not told yet */
+    uint64_t ends;          /* how many futures have ended */
     Py_ssize_t watched;     /* futures not ended that somebody will be told of */
     PyObject *serve;        /* starts the thread that watches them; set from Python */
     PyObject *future_class; /* what submit() makes; NULL: trireme._future.Future */
@@ -148,6 +150,8 @@ int pool_after(PoolObject *pool);
 int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, int64_t timeout_ns);
 /* In a thread of the pool: run this task here unless somebody has claimed it, or with TRI_ANY_SLOT
  * whichever is first.  True: it is done. */
+/* The next pump calls whose._tell(). */
+void pool_tell_later(PoolObject *pool, PyObject *whose);
 bool pool_help(PoolObject *pool, uint32_t slot, uint64_t ticket);
 /* A slot; waits while all are in use.  -1 with an exception. */
 int pool_slot(PoolObject *pool, uint32_t *slot);
@@ -267,6 +271,7 @@ typedef struct FutureObject {
     struct tri_done *raw; /* a pickled result not yet read */
     unsigned long reader; /* the thread that is reading it now; 0: none */
     bool awaited;         /* another thread waits for that one */
+    uint64_t nth;         /* of the pool's futures to end, from 1; 0: it has not */
 } FutureObject;
 
 enum future_phase { F_PENDING = 0, F_VALUE, F_EXCEPTION, F_CANCELLED, F_BARE };

@@ -51,6 +51,7 @@ static void settle(FutureObject *f, PoolObject *pool)
         Py_INCREF(pool);
     else
         f->pool = NULL;
+    f->nth = ++pool->ends;
     Py_CLEAR(f->fn);
     if (f->phase == F_VALUE || f->phase == F_CANCELLED)
         Py_CLEAR(f->held);
@@ -58,10 +59,7 @@ static void settle(FutureObject *f, PoolObject *pool)
     if (!f->watched)
         return;
     pool->watched--;
-    if (!pool->told)
-        pool->told = PyList_New(0);
-    if (!pool->told || PyList_Append(pool->told, (PyObject *)f) < 0)
-        PyErr_WriteUnraisable((PyObject *)f);
+    pool_tell_later(pool, (PyObject *)f);
 }
 
 static void set_error(FutureObject *f, PyObject *exc)
@@ -551,6 +549,12 @@ static PyObject *get_value(PyObject *obj, void *closure)
     Py_RETURN_NONE;
 }
 
+static PyObject *get_nth(PyObject *obj, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLongLong(((FutureObject *)obj)->nth);
+}
+
 /* An attribute of the user's own. */
 static int future_setattro(PyObject *obj, PyObject *name, PyObject *value)
 {
@@ -633,6 +637,7 @@ static PyGetSetDef future_getset[] = {
     {"_state", get_state, NULL, NULL, NULL},
     {"_result", get_value, NULL, NULL, NULL},
     {"_exception", get_value, NULL, NULL, "exception"},
+    {"_nth", get_nth, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

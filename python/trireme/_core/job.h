@@ -53,9 +53,10 @@ typedef struct JobObject {
     uint64_t most_bytes;               /* of a chunk's arguments or results */
     struct chunk *head, **tail;        /* sent, not yet given out */
     struct chunk *ready, **ready_tail; /* ended, not yet given out; not kept by J_ORDERED */
-    int64_t waits_ns;                  /* since when an iterator has nothing to give; 0 */
-    PyThread_type_lock turn;           /* held by the thread inside next() */
-    unsigned long turn_of;             /* that thread */
+    bool reported;    /* the progress callable was told of the item that is to be given out next */
+    int64_t waits_ns; /* since when an iterator has nothing to give; 0 */
+    PyThread_type_lock turn; /* held by the thread inside next() */
+    unsigned long turn_of;   /* that thread */
 } JobObject;
 
 /* Tell the progress bar of n new results.  0 or -1 with the exception it raised. */

@@ -59,12 +59,7 @@ static void make_ready(JobObject *j, struct chunk *c)
 
 void tell_later(JobObject *j)
 {
-    PoolObject *pool = j->pool;
-
-    if (!pool->told)
-        pool->told = PyList_New(0);
-    if (!pool->told || PyList_Append(pool->told, (PyObject *)j) < 0)
-        PyErr_WriteUnraisable((PyObject *)j);
+    pool_tell_later(j->pool, (PyObject *)j);
 }
 
 static void chunk_ended(struct tri_user *u, struct tri_pool *p, struct tri_done *d)

@@ -45,6 +45,13 @@ static PyObject *give(JobObject *j, struct chunk *c)
 {
     PyObject *v = NULL, *exc = NULL, *data;
 
+    /* What the progress callable raises comes in between, and is told of this one once. */
+    if (!j->reported) {
+        j->reported = true;
+        if (report(j, 1) < 0)
+            return NULL;
+    }
+    j->reported = false;
     if (c->error) {
         exc = Py_NewRef(c->error);
     } else {
@@ -61,9 +68,7 @@ static PyObject *give(JobObject *j, struct chunk *c)
     exc = no_end(exc);
     if (++c->given >= c->n)
         chunk_over(j, c);
-    if (report(j, 1) < 0)
-        Py_CLEAR(v);
-    else if (exc)
+    if (exc)
         PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
     Py_XDECREF(exc);
     return v;

@@ -102,6 +102,16 @@ static int show_output(PoolObject *pool)
     return err;
 }
 
+void pool_tell_later(PoolObject *pool, PyObject *whose)
+{
+    if (!pool->told)
+        pool->told = PyList_New(0);
+    if (pool->told && PyList_Append(pool->told, whose) == 0)
+        pool->untold++;
+    else
+        PyErr_WriteUnraisable(whose);
+}
+
 static int tell(PoolObject *pool)
 {
     PyObject *told = pool->told, *name, *r, *kind = NULL, *exc = NULL, *tb = NULL;
@@ -121,6 +131,7 @@ static int tell(PoolObject *pool)
         else if (!r)
             PyErr_WriteUnraisable(PyList_GET_ITEM(told, i));
         Py_XDECREF(r);
+        pool->untold--;
     }
     Py_DECREF(name);
     Py_DECREF(told);
@@ -508,6 +519,7 @@ static PyObject *pool_forget(PyObject *obj, PyObject *none)
     (void)none;
     PyDict_Clear(self->fns);
     Py_CLEAR(self->last_fn);
+    Py_CLEAR(self->born);
     Py_RETURN_NONE;
 }
 
@@ -650,6 +662,12 @@ static PyObject *pool_get_fork(PyObject *obj, void *closure)
     return PyBool_FromLong(self->core && tri_pool_is_fork(self->core->p));
 }
 
+static PyObject *pool_get_untold(PyObject *obj, void *closure)
+{
+    (void)closure;
+    return PyLong_FromSsize_t(((PoolObject *)obj)->untold);
+}
+
 static int pool_set_born(PyObject *obj, PyObject *value, void *closure)
 {
     PoolObject *self = (PoolObject *)obj;
@@ -674,6 +692,7 @@ static PyGetSetDef pool_getset[] = {
     {"_born", NULL, pool_set_born, NULL, NULL},
     {"_future_class", NULL, pool_set_future_class, NULL, NULL},
     {"_watched", pool_get_watched, NULL, NULL, NULL},
+    {"_untold", pool_get_untold, NULL, NULL, NULL},
     {"_broken", pool_get_broken, NULL, NULL, NULL},
     {"_refused", pool_get_refused, NULL, NULL, NULL},
     {"_is_fork", pool_get_fork, NULL, NULL, NULL},

@@ -5,9 +5,7 @@
  * In a process the interpreter's main thread is the worker; it holds the GIL except while it
  * rests.  Unpickling arguments is user code and happens inside the task; so does pickling the
  * result.  Whatever a task raises, SystemExit and KeyboardInterrupt included, is its result.
- *
- * In a thread pool the worker is a thread of the owner's with its own thread state; arguments and
- * results are object pointers, kept alive by the future or job until the task has ended.
+ * Threads are in run_thread.c.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -124,33 +122,73 @@ static int put_value(struct tri_worker *w, struct state *st, PyObject *value)
 
 /* ------------------------------------------------------------------ one task */
 
+static PyObject *function_read(const struct tri_worker *w, struct local *l,
+                               const struct tri_slot *s)
+{
+    PyObject *fn, *data;
+
+    if (state_late_imports(l->st) < 0)
+        return NULL;
+    data = PyMemoryView_FromMemory((char *)w->view.base + s->fn_off, s->fn_len, PyBUF_READ);
+    fn = data ? PyObject_CallOneArg(l->st->loads, data) : NULL;
+    Py_XDECREF(data);
+    if (fn)
+        Py_SETREF(fn, reveal_function(l->st, fn));
+    return fn;
+}
+
+/*
+ * Is fn for the next tasks, too?  To the facade's every task has an object of its own, as the
+ * originals pickle it for each: a method's self, what a partial() holds.  1, 0, -1
+ */
+static int function_stays(const struct local *l, PyObject *fn)
+{
+    PyObject *ask, *r;
+    int stays;
+
+    if (!l->st->own_arguments || PyFunction_Check(fn))
+        return 1;
+    ask = PyDict_GetItemString(l->worker_dict, "stateless");
+    if (!ask) {
+        PyErr_SetString(PyExc_SystemError, "trireme: _worker has no stateless()");
+        return -1;
+    }
+    r = PyObject_CallOneArg(ask, fn);
+    stays = r ? PyObject_IsTrue(r) : -1;
+    Py_XDECREF(r);
+    return stays;
+}
+
+/* A new reference.  Of a function that is made anew for each task the table holds None. */
 static PyObject *function_of(struct tri_worker *w, struct local *l, const struct tri_slot *s)
 {
-    PyObject *key, *fn, *data;
+    PyObject *key, *known, *fn = NULL;
+    int stays = 0;
 
     if (l->last_fn && l->last_id == s->fn_id)
-        return l->last_fn;
+        return Py_NewRef(l->last_fn);
     key = PyLong_FromUnsignedLongLong(s->fn_id);
     if (!key)
         return NULL;
-    fn = PyDict_GetItemWithError(l->fns, key);
-    if (!fn && !PyErr_Occurred() && state_late_imports(l->st) == 0) {
-        if (PyDict_GET_SIZE(l->fns) >= FNS_MAX) {
-            l->last_fn = NULL;
-            PyDict_Clear(l->fns);
+    known = PyDict_GetItemWithError(l->fns, key);
+    if (known && known != Py_None) {
+        fn = Py_NewRef(known);
+        stays = 1;
+    } else if (known || !PyErr_Occurred()) {
+        fn = function_read(w, l, s);
+        if (fn && !known) {
+            if (PyDict_GET_SIZE(l->fns) >= FNS_MAX) {
+                l->last_fn = NULL;
+                PyDict_Clear(l->fns);
+            }
+            stays = function_stays(l, fn);
+            if (stays < 0 || PyDict_SetItem(l->fns, key, stays ? fn : Py_None) < 0)
+                Py_CLEAR(fn);
         }
-        data = PyMemoryView_FromMemory((char *)w->view.base + s->fn_off, s->fn_len, PyBUF_READ);
-        fn = data ? PyObject_CallOneArg(l->st->loads, data) : NULL;
-        Py_XDECREF(data);
-        if (fn)
-            Py_SETREF(fn, reveal_function(l->st, fn));
-        if (fn && PyDict_SetItem(l->fns, key, fn) < 0)
-            Py_CLEAR(fn);
-        Py_XDECREF(fn); /* the dictionary holds it */
     }
     Py_DECREF(key);
-    if (fn) {
-        l->last_fn = fn;
+    if (fn && stays > 0) {
+        l->last_fn = fn; /* the table holds it */
         l->last_id = s->fn_id;
     }
     return fn;
@@ -247,15 +285,11 @@ static void run_process(struct tri_worker *w, struct tri_slot *s)
     fn = function_of(w, l, s);
     if (!fn || (!(s->flags & V_CHUNK) && pace_call(&l->pace, l->st, fn) < 0))
         put_exception(w, l->st);
-    else if (s->flags & V_CHUNK) {
-        Py_INCREF(fn);
+    else if (s->flags & V_CHUNK)
         run_chunk(w, l, s, fn);
-        Py_DECREF(fn);
-    } else {
-        Py_INCREF(fn);
+    else
         run_call(w, l, s, fn);
-        Py_DECREF(fn);
-    }
+    Py_XDECREF(fn);
     /* _worker._written: has the task written anything?  A look-up is cheaper than a call. */
     if (PyDict_GetItemWithError(l->worker_dict, l->written) != Py_False) {
         r = PyObject_CallNoArgs(l->flush);
@@ -265,125 +299,11 @@ static void run_process(struct tri_worker *w, struct tri_slot *s)
     }
 }
 
-/* ------------------------------------------------------------------ threads */
-
-PyObject *take_exception(void)
-{
-    PyObject *type, *exc, *tb;
-
-    PyErr_Fetch(&type, &exc, &tb);
-    PyErr_NormalizeException(&type, &exc, &tb);
-    if (tb)
-        PyException_SetTraceback(exc, tb);
-    Py_XDECREF(type);
-    Py_XDECREF(tb);
-    return exc;
-}
-
-static void run_thread(struct tri_worker *w, struct tri_slot *s)
-{
-    struct local *l = w->local;
-    const struct thread_ctx *c = w->hooks->ctx;
-    struct objects o;
-    PyObject *r;
-
-    memcpy(&o, s->arg, sizeof o);
-    s->code = R_VALUE;
-    s->res_flags = 0;
-    s->res_off = 0;
-    if (c->error)
-        r = NULL;
-    else if (s->flags & V_CHUNK)
-        r = thread_chunk(w, s, &o);
-    else
-        r = pace_call(&l->pace, l->st, o.fn) < 0 ? NULL : PyObject_Call(o.fn, o.args, o.kwargs);
-    if (!r) {
-        r = c->error ? Py_NewRef(c->error) : take_exception();
-        s->code = R_EXCEPTION;
-    }
-    /* Nobody may ever take this result: a method's own object that has the pool, and nobody else
-     * has, must not be kept by it. */
-    if (!(s->flags & V_CHUNK))
-        Py_CLEAR(o.future->held);
-    memcpy(s->res, &r, sizeof r);
-    s->res_len = sizeof r;
-}
-
-static void rest(struct tri_worker *w)
+void run_rest(struct tri_worker *w)
 {
     Py_BEGIN_ALLOW_THREADS tri_worker_rest(w);
     Py_END_ALLOW_THREADS
 }
-
-static int thread_begin(struct tri_worker *w)
-{
-    struct thread_ctx *c = w->hooks->ctx;
-    struct local *l = calloc(1, sizeof *l);
-
-    if (!l)
-        return -1;
-    l->st = c->st;
-    l->ts = PyThreadState_New(c->interp);
-    if (!l->ts) {
-        free(l);
-        return -1;
-    }
-    PyEval_AcquireThread(l->ts);
-    w->local = l;
-    if (c->init && !c->error) {
-        PyObject *r = PyObject_CallNoArgs(c->init);
-
-        if (!r && !c->error)
-            c->error = take_exception();
-        PyErr_Clear();
-        Py_XDECREF(r);
-    }
-    /* The collector cannot be shown what a thread is about to call, and a method of the pool's own
-     * holder would keep both for ever: so it goes as soon as nobody will call it any more. */
-    if (++c->begun == w->view.nworkers)
-        Py_CLEAR(c->init);
-    return 0;
-}
-
-/*
- * Who asks for current_thread() in a thread that is none of threading's gets an entry there, which
- * up to Python 3.12 nobody removes.  The next thread of that number would be taken for this one.
- */
-static void forget_dummy(void)
-{
-    PyObject *name = PyUnicode_FromString("threading"), *entry = NULL, *me = NULL;
-    PyObject *threading = name ? PyImport_GetModule(name) : NULL;
-    PyObject *active = threading ? PyObject_GetAttrString(threading, "_active") : NULL;
-    PyObject *dummy = active ? PyObject_GetAttrString(threading, "_DummyThread") : NULL;
-
-    if (dummy && PyDict_Check(active))
-        me = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
-    if (me)
-        entry = Py_XNewRef(PyDict_GetItemWithError(active, me));
-    if (entry && PyObject_IsInstance(entry, dummy) == 1)
-        PyDict_DelItem(active, me);
-    PyErr_Clear();
-    Py_XDECREF(entry);
-    Py_XDECREF(me);
-    Py_XDECREF(dummy);
-    Py_XDECREF(active);
-    Py_XDECREF(threading);
-    Py_XDECREF(name);
-}
-
-static void thread_end(struct tri_worker *w)
-{
-    struct local *l = w->local;
-
-    w->local = NULL;
-    forget_dummy();
-    PyThreadState_Clear(l->ts);
-    PyThreadState_DeleteCurrent();
-    free(l);
-}
-
-const struct tri_hooks thread_hooks = {
-    .begin = thread_begin, .run = run_thread, .rest = rest, .end = thread_end};
 
 /* ------------------------------------------------------------------ processes */
 
@@ -546,7 +466,7 @@ const struct tri_hooks process_hooks = {.before_fork = before_fork,
                                         .after_fork_child = after_fork_child,
                                         .begin = process_begin,
                                         .run = run_process,
-                                        .rest = rest,
+                                        .rest = run_rest,
                                         .end = process_end};
 
 /* ------------------------------------------------------------------ started by exec */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * run.h - what the files of the worker's side share: run.c and chunk.c.
+ * run.h - what the files of the worker's side share: run.c, run_thread.c and chunk.c.
  */
 #ifndef TRI_RUN_H
 #define TRI_RUN_H
@@ -44,6 +44,9 @@ int put_buf(struct tri_worker *w, struct tri_buf *b);
 
 /* The exception that is set, taken away, with its traceback. */
 PyObject *take_exception(void);
+
+/* The hook: others may have the interpreter while this worker waits for work. */
+void run_rest(struct tri_worker *w);
 
 /* A process's chunk: its results, or an exception, become the slot's result. */
 void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObject *fn);

@@ -279,7 +279,7 @@ int args_write(PoolObject *pool, struct tri_slot *s, PyObject *const *args, Py_s
     if (!kwargs || PyDict_GET_SIZE(kwargs) == 0) {
         if (n == 0)
             return 0;
-        err = tri_encode_seq(&b, args, n);
+        err = tri_encode_args(&b, args, n);
         if (err == TRI_ENC_OK)
             return args_place(pool, s, &b, 0);
         tri_buf_free(&b);

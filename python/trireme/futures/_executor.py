@@ -354,6 +354,9 @@ class PoolExecutor(_base.Executor):
         return _chunk_values(self._results(partial(_run_chunk, fn), chunks, end, buffersize))
 
     _chunks = True
+    # After shutdown(wait=False), is another shutdown() to wait?  The original's threads are joined.
+    _waits_again = False
+    _left: _pool.Pool | None = None
 
     def _results(
         self,
@@ -450,6 +453,9 @@ class PoolExecutor(_base.Executor):
             if self._why_broken is None:
                 self._send = _refuse_ended
         if pool is None or pool._is_fork:
+            if pool is None and wait and self._left is not None:
+                self._left.join()
+                self._left = None
             return
         pool.close()
         if cancel_futures:
@@ -459,6 +465,8 @@ class PoolExecutor(_base.Executor):
             pool.join()
         elif not pool._joined:
             _finish_later(pool)
+            if self._waits_again:
+                self._left = pool
         self._ended()
 
     def _ended(self) -> None:

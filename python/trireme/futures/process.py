@@ -373,7 +373,8 @@ class ProcessPoolExecutor(_Executor):
                 self._born = _born.Born()
                 info["modules"] = self._born.modules
             pool = self._open_pool(open_pool, info, breaks)
-            pool._born = self._born
+            # Weakly: it holds the program's globals, and the pool is held until the executor goes.
+            pool._born = self._born and weakref.proxy(self._born)
         except BaseException:
             os.close(register)
             raise

@@ -41,6 +41,7 @@ def _begin(
     """First thing in each thread: its name, and the user's initializer."""
     thread = threading.current_thread()
     thread.name = f"{prefix}_{numbers()}"
+    thread._daemonic = False  # type: ignore[attr-defined]  # threads that tasks start inherit it
     known.append(thread.name)
     if initializer is None:
         return
@@ -91,6 +92,7 @@ class ThreadPoolExecutor(PoolExecutor, _Original):
     _number = itertools.count().__next__
     # Items share no pickle here, so there is nothing to gain by sending them together.
     _chunks = False
+    _waits_again = True
 
     def __init__(
         self,

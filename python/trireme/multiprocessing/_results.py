@@ -15,6 +15,7 @@ import time
 import types
 from collections import deque
 from importlib import import_module
+from operator import itemgetter
 
 from .. import _core, _errors, _pickling
 from .context import TimeoutError
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+    _Call = tuple[int, Callable[[], object]]
+
+_PATIENCE = 20  # half milliseconds for which callbacks wait for others to be told of
 _LINGER = 1.0  # seconds for which the thread of callbacks waits for another one
 _FEED_AT_ONCE = 4096  # an imap over a longer input than this is fed by a thread
 
@@ -124,6 +128,10 @@ def awaited(future: Any, timeout: float | None) -> BaseException | None:
 # ---------------------------------------------------------------------------------------------
 
 
+def _nothing() -> None:
+    return None
+
+
 class Teller:
     """Runs a pool's callbacks one after the other on a thread of their own, as the original does.
 
@@ -133,18 +141,19 @@ class Teller:
     """
 
     def __init__(self) -> None:
+        self.native: Callable[[], Any] = _nothing  # a weak reference to the pool's
         self._lock = threading.RLock()  # a collection under it may run a __del__ that ends a pool
-        self._calls: Any = None  # a SimpleQueue of functions, and None for the thread to leave
+        self._calls: Any = None  # a SimpleQueue of _Calls, and None for the thread to leave
         self._thread: threading.Thread | None = None
 
-    def call(self, function: Callable[[], object]) -> None:
-        """Have *function* called."""
+    def call(self, function: Callable[[], object], nth: int) -> None:
+        """Have *function* called for the *nth* of the pool's futures to end."""
         with self._lock:
             if self._calls is None:
                 from _queue import SimpleQueue  # the C half; queue.py would import heapq
 
                 self._calls = SimpleQueue()
-            self._calls.put(function)
+            self._calls.put((nth, function))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="trireme-callbacks", daemon=True
@@ -156,7 +165,7 @@ class Teller:
                         self._thread = None  # the next call may have one
                     raise
 
-    def _next(self) -> Callable[[], object] | None:
+    def _next(self) -> _Call | None:
         """What to call next; None when the thread is to leave."""
         from _queue import Empty
 
@@ -170,14 +179,39 @@ class Teller:
                             self._thread = None
                         return None
 
+    def _all(self, first: _Call) -> list[_Call]:
+        """That and what else there is to call by now, in the order in which the tasks ended.
+
+        Several threads may be telling of futures, and whoever asks for a callback of one that has
+        ended overtakes them.  So those that are being told are waited for, if not for ever.
+        """
+        calls = [first]
+        for _ in range(_PATIENCE):
+            native = self.native()
+            untold = native is not None and native._untold
+            while not self._calls.empty():
+                call = self._calls.get()
+                if call is None:
+                    self._calls.put(None)  # to leave is the last that anybody asks for
+                    untold = 0
+                    break
+                calls.append(call)
+            if not untold:
+                break
+            time.sleep(0.0005)
+        native = None
+        calls.sort(key=itemgetter(0))
+        return calls
+
     def _run(self) -> None:
-        while (function := self._next()) is not None:
-            try:
-                function()
-            except BaseException:
-                args = threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
-                threading.excepthook(args)
-            function = None
+        while (first := self._next()) is not None:
+            for _, function in self._all(first):
+                try:
+                    function()
+                except BaseException:
+                    args = threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
+                    threading.excepthook(args)
+            first = function = None  # type: ignore[assignment]
 
     def end(self, wait: bool) -> None:
         """Let the thread go when it has called what there is; *wait* for that."""
@@ -212,7 +246,10 @@ class ApplyResult:
             self._callback = callback
             self._error_callback = error_callback
             self._event = threading.Event()
-            future.add_done_callback(lambda _: teller.call(self._tell))
+            future.add_done_callback(lambda _: teller.call(self._tell, self._nth()))
+
+    def _nth(self) -> int:
+        return getattr(self._future, "_nth", 0)
 
     def _tell(self) -> None:
         try:
@@ -303,6 +340,9 @@ class MapResult(ApplyResult):
         for future in self._futures:
             future.add_done_callback(one)
 
+    def _nth(self) -> int:
+        return max(getattr(future, "_nth", 0) for future in self._futures)
+
     def _settle(self, futures: list[Any], until: float | None) -> None:
         # From the last: while we sleep for that, most of the others end.
         while (seen := self._seen) < len(futures):
@@ -386,7 +426,7 @@ class IMapIterator:
         except Exception as exc:
             # The input's own exception comes after what it gave before.
             sent += 1
-            add(Failed(exc))
+            self._add_last(Failed(exc))
         finally:
             item = None
             self._func = None
@@ -397,6 +437,9 @@ class IMapIterator:
         if self._feeder is not None:
             with self._more:
                 self._more.notify()
+
+    def _add_last(self, failed: Failed) -> None:
+        self._add(failed)
 
     def _over(self, length: int) -> None:
         with self._more:
@@ -450,6 +493,11 @@ class IMapUnorderedIterator(IMapIterator):
     so those that have ended are in front of, or between, as many others as there are workers.
     """
 
+    _last: Failed | None = None  # the input's exception: given out when nothing else is left
+
+    def _add_last(self, failed: Failed) -> None:
+        self._last = failed
+
     def _take(self, until: float | None) -> Any:
         ended, futures = self._ended, self._futures
         native = self._native
@@ -464,6 +512,10 @@ class IMapUnorderedIterator(IMapIterator):
             if not futures:
                 with self._more:
                     if not futures:
+                        if self._last is not None:
+                            ended.append(self._last)
+                            self._last = None
+                            break
                         if self._length is not None:
                             raise StopIteration
                         self._more.wait(left)

@@ -124,6 +124,8 @@ def become(info: Info) -> None:
     """Have multiprocessing believe that it started this process."""
     import sys
 
+    from trireme._worker import end_as_process
+
     them: Any = process
     owner = info["owner"]
     if info["method"] == "fork":
@@ -143,6 +145,7 @@ def become(info: Info) -> None:
     )
     me: Any = info["class"].__new__(info["class"])
     me.__dict__.update(info["state"])
+    end_as_process(info["method"] != "spawn")
     config = dict(info["config"])
     config["authkey"] = them.AuthenticationString(info["authkey"])
     me.__dict__.update(

@@ -127,6 +127,7 @@ class Pool:
         self._teller = Teller()
         self._native: Any = self._open()
         self._native._future_class = Outcome
+        self._teller.native = weakref.ref(self._native)
         self._submit = self._native.submit
         self._state = RUN
 
