@@ -172,6 +172,21 @@ def test_an_iterator_loses_nothing_to_progress_that_raises(name: str) -> None:
     assert raised == len(told) > 1 and told[-1] == 5
 
 
+def test_progress_may_end_the_pool() -> None:
+    for end in ("close", "terminate"):
+        with tri.Pool(1) as p:
+
+            def progress(*_: object, p: Any = p, end: str = end) -> None:
+                getattr(p, end)()
+
+            it = p.imap(nap, [0.06] * 3, progress=progress, chunk=1)
+            if end == "close":
+                assert list(it) == [0.06] * 3
+            else:
+                with pytest.raises((ValueError, tri.WorkerLost)):
+                    list(it)
+
+
 # --------------------------------------------------------------------------------- ends of things
 
 

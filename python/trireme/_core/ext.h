@@ -148,10 +148,10 @@ int pool_after(PoolObject *pool);
 /* Wait for news without the GIL.  timeout_ns < 0: for ever.  0; 1: timed out; -1: an exception
  * (a signal handler raised). */
 int pool_wait(PoolObject *pool, uint32_t key, uint32_t slot, uint64_t ticket, int64_t timeout_ns);
-/* In a thread of the pool: run this task here unless somebody has claimed it, or with TRI_ANY_SLOT
- * whichever is first.  True: it is done. */
 /* The next pump calls whose._tell(). */
 void pool_tell_later(PoolObject *pool, PyObject *whose);
+/* In a thread of the pool: run this task here unless somebody has claimed it, or with TRI_ANY_SLOT
+ * whichever is first.  True: it is done. */
 bool pool_help(PoolObject *pool, uint32_t slot, uint64_t ticket);
 /* A slot; waits while all are in use.  -1 with an exception. */
 int pool_slot(PoolObject *pool, uint32_t *slot);

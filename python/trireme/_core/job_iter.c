@@ -45,12 +45,6 @@ static PyObject *give(JobObject *j, struct chunk *c)
 {
     PyObject *v = NULL, *exc = NULL, *data;
 
-    /* What the progress callable raises comes in between, and is told of this one once. */
-    if (!j->reported) {
-        j->reported = true;
-        if (report(j, 1) < 0)
-            return NULL;
-    }
     j->reported = false;
     if (c->error) {
         exc = Py_NewRef(c->error);
@@ -139,7 +133,14 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
             }
             if (send_some(j, waiting_chunks(j)) < 0)
                 fetch_error(&j->error); /* the input failed: told after what came before it */
-            return give(j, c);
+            if (j->reported)
+                return give(j, c);
+            /* What the progress callable raises comes in between.  It may have ended the job, too,
+             * so we look again. */
+            j->reported = true;
+            if (report(j, 1) < 0)
+                return NULL;
+            continue;
         }
         if (pool_check(j->pool) < 0)
             return NULL;
