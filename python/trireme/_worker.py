@@ -577,7 +577,7 @@ def end() -> None:
             try:
                 way()
             except BaseException:
-                pass
+                pass  # atexit has shown it; and what is left to do here is to be done
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         try:

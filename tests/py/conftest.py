@@ -234,6 +234,14 @@ def script_env(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **extra}
 
 
+def ends_with(code: str, exitcode: int) -> None:
+    """Run *code* by an interpreter of its own; it ends with *exitcode*."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=script_env()
+    )
+    assert done.returncode == exitcode, done.stderr
+
+
 def original_keeps_forks_locks() -> None:
     """Skip where the standard library's locks made for forks let themselves be sent anywhere."""
     import multiprocessing

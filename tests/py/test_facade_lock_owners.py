@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import ends_with
 from trireme import multiprocessing as facade
 
 if TYPE_CHECKING:
@@ -113,10 +112,7 @@ def test_what_is_asked_before_a_process_is_ready() -> None:
         "    process.join(30)\n"
         "    assert process.exitcode == 0, process.exitcode\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
+    ends_with(script, 0)
 
 
 def test_a_worker_holds_nothing_that_its_owner_holds() -> None:
@@ -132,10 +128,7 @@ def test_a_worker_holds_nothing_that_its_owner_holds() -> None:
         "    assert look() == (1, True)\n"
         "    assert pool.submit(look).result(30) == (0, False)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
+    ends_with(script, 0)
 
 
 class Odd:

@@ -3,7 +3,8 @@
  * ext.h - the extension's inside: what its files know of each other.
  *
  *   module.c   module state, the functions of the module, warden and worker entry points
- *   pool.c     type PoolBase: opening, submit, pumping, ending
+ *   pool.c     type PoolBase: opening, submit, ending
+ *   pool_wait.c  what whoever waits for a pool does: take, tell, show, help, sleep
  *   options.c  the options that every call takes
  *   fn.c       type Function: a callable as it travels, sent once per pool
  *   value.c    arguments and results: fast form, or pickle with buffers beside it

@@ -198,7 +198,7 @@ class Teller:
                 calls.append(call)
             if not untold:
                 break
-            time.sleep(0.0005)
+            time.sleep(0.0005)  # no signal: who tells takes microseconds, if it is not stopped
         native = None
         calls.sort(key=itemgetter(0))
         return calls
