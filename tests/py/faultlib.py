@@ -38,7 +38,7 @@ PREAMBLE = """\
 import faulthandler, sys
 faulthandler.dump_traceback_later({limit}, exit=True)
 sys.path[:] = {path!r}
-import contextlib, errno, functools, gc, itertools, os, random, resource, signal, subprocess
+import contextlib, ctypes, errno, functools, gc, itertools, os, random, resource, signal, subprocess
 import tempfile, threading, time
 import trireme as tri
 from faultlib import *

@@ -9,6 +9,7 @@ TRI_SEED.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 import os
@@ -513,13 +514,16 @@ def _soak(seconds: float) -> None:
 
     def look(pool: object) -> dict[str, int]:
         gc.collect()
+        # Failed futures and the frames that asked them are cycles, so up to a hundred results of
+        # 100 KB wait for the collector: what the C library then keeps is no leak.
+        ctypes.CDLL(None).malloc_trim(0)
         healthy(pool)
         until(lambda: not zombies(), 2.0, "no zombies")
         warden = the_warden()
         with open("/proc/self/maps") as file:
             maps = len(file.readlines())
         with open("/proc/self/statm") as file:
-            rss = int(file.read().split()[1]) * 4096
+            _, resident, shared, *_ = map(int, file.read().split())
         return {
             "fds": fd_count(),
             "warden's fds": fd_count(warden),
@@ -527,7 +531,7 @@ def _soak(seconds: float) -> None:
             "threads": threading.active_count(),
             "processes": len(own_processes()),
             "arena": live_bytes(pool),
-            "rss": rss,
+            "rss": 4096 * (resident - shared),  # what it has looked at of the arena is shared
         }
 
     def task(x: int) -> int:
@@ -594,6 +598,6 @@ def _soak(seconds: float) -> None:
         print(tasks, "tasks", pool.stats()["deaths"], "deaths", before, after)
         assert pool.stats()["deaths"] > seconds
         drift = after.pop("rss") - before.pop("rss")
-        assert drift < 4e6 + 10 * tasks, f"{drift} bytes more after {tasks} tasks"
+        assert drift < 2e6, f"{drift} bytes more after {tasks} tasks"
         assert abs(after.pop("maps") - before.pop("maps")) <= 8
         assert after == before
