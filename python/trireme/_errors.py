@@ -145,7 +145,7 @@ def broken_process_pool() -> type:
 def worker_lost_class() -> type:
     """The class WorkerLost, a concurrent.futures.process.BrokenProcessPool once that is imported.
 
-    ``WorkerLost(message=None, *, pid, exitcode, signal, oom, task, deaths)``; everything is
+    ``WorkerLost(message=None, *, pid, exitcode, signal, oom, task, deaths, stack)``; everything is
     optional, and the message is made from the rest when it is None.
     """
     global _worker_lost
@@ -160,7 +160,9 @@ def worker_lost_class() -> type:
 
         Attributes: ``pid``; ``exitcode`` or ``signal``, the other is None; ``oom``, True if the
         kernel's OOM killer did it; ``task``, a short text of the call; ``deaths``, a list of one
-        line per worker lost on this task, retries included.
+        line per worker lost on this task, retries included; ``stack``, where the worker's Python
+        code was, if it died of a fault of its own (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT) and
+        could still say so, else None.
         """
 
         def __init__(
@@ -173,6 +175,7 @@ def worker_lost_class() -> type:
             oom: bool = False,
             task: str | None = None,
             deaths: Sequence[str] = (),
+            stack: str | None = None,
         ) -> None:
             if message is None:
                 message = _lost_message(pid, exitcode, signal, oom, task, deaths)
@@ -183,6 +186,7 @@ def worker_lost_class() -> type:
             self.oom = oom
             self.task = task
             self.deaths = list(deaths)
+            self.stack = stack
 
         def __reduce__(self) -> Any:
             return _rebuild_worker_lost, (self.args, dict(self.__dict__))

@@ -50,6 +50,25 @@ def _death(pid: int, signal: int, exitcode: int, oom: int) -> str:
     return f"pid {pid}: {how}{' (out of memory)' if oom else ''}"
 
 
+_WORDS_MAX = 8128  # TRI_WORKER_LAST of shm/layout.h
+
+
+def _stack(words: bytes, skip: int) -> str | None:
+    """What faulthandler wrote in a worker that crashed, without what is below its tasks.
+
+    The main thread comes last, and the lowest *skip* of its frames are the program's with which the
+    worker began: see run_crash.c.
+    """
+    text = words.decode("utf-8", "replace")
+    if len(words) >= _WORDS_MAX:
+        return text[: text.rfind("\n") + 1] + "  ..."
+    lines = text.split("\n\nExtension modules:")[0].rstrip().split("\n")
+    frames = next((i for i, line in enumerate(reversed(lines)) if line[:7] != "  File "), 0)
+    if frames > skip and lines[-frames - 1].startswith(("Thread ", "Current thread ")):
+        del lines[len(lines) - skip :]
+    return "\n".join(lines) or None
+
+
 def lost(
     status: int,
     why: str,
@@ -61,11 +80,13 @@ def lost(
     past: list[tuple[int, int, int, int]],
     limit: float,
     task: Any,
+    words: bytes,
+    skip: int,
 ) -> BaseException:
     """The exception for a task whose runtime status is *status* (see trireme.h).
 
     *past* says how the first workers died that this task has cost before, of *deaths* in all;
-    *limit* is the time limit that it had.
+    *limit* is the time limit that it had; for *words* and *skip* see _stack().
     """
     from . import _errors
 
@@ -76,6 +97,7 @@ def lost(
             f"{where} ran longer than its timeout of {limit:g} s; its worker (pid {pid}) was killed"
         )
     cls = _errors.worker_lost_class()
+    stack = _stack(words, skip)
     if status == _WORKER_LOST:
         lines = [_death(*one) for one in past]
         if deaths > len(past) + 1:
@@ -88,12 +110,14 @@ def lost(
             oom=bool(oom),
             task=text,
             deaths=lines,
+            stack=stack,
         )
+        told = [stack] if stack else []
         if sys.version_info >= (3, 15):  # from there on a BrokenProcessPool has such a cause
             code = -signal if signal else exitcode
-            loss.__cause__ = _errors.RemoteTraceback(
-                f"Process {pid} terminated abruptly with exit code {code}"
-            )
+            told.insert(0, f"Process {pid} terminated abruptly with exit code {code}")
+        if told:
+            loss.__cause__ = _errors.RemoteTraceback("\n\n".join(told))
         return loss
     if status == -errno.ENOMEM:
         return MemoryError(f"the result of {text or 'a task'} could not be received: no memory")
@@ -101,12 +125,16 @@ def lost(
         return cls("the pool was terminated before this task ended", task=text)
     if status == _BROKEN:
         last = f" ({_death(pid, signal, exitcode, oom)})" if pid else ""
-        return cls(
+        loss = cls(
             f"the pool is broken: {why}{last}; open a new one",
             pid=pid or None,
             exitcode=exitcode if pid and not signal else None,
             signal=signal or None,
             oom=bool(oom),
             task=text,
+            stack=stack,
         )
+        if stack:
+            loss.__cause__ = _errors.RemoteTraceback(stack)
+        return loss
     return cls(why, task=text)

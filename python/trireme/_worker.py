@@ -15,6 +15,7 @@ the file descriptor that was there before.
 from __future__ import annotations
 
 import atexit
+import faulthandler  # noqa: F401  once, before forks: run_crash.c enables it in each worker
 import functools
 import io
 import os
@@ -23,7 +24,7 @@ import types
 from _signal import SIG_BLOCK, SIG_SETMASK
 from _thread import RLock, get_ident
 
-from . import _pickling
+from . import _core, _pickling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -531,6 +532,7 @@ def expect_forks() -> None:
     if _ready is None:
         _ready = _Stream(STDOUT, 1), _Stream(STDERR, 2)
         _watch_mask()
+    _core._expect_forks()
     _disown()
     _written = False
 

@@ -118,6 +118,9 @@ bool tri_worker_help(struct tri_pool *p, uint32_t slot, uint64_t ticket);
 bool tri_worker_help_any(struct tri_pool *p);
 /* Leave a note of at most TRI_WORKER_NOTE bytes for the owner: why begin() failed. */
 void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes);
+/* In a handler of the signal that this process dies of: leave what can be read from fd for the
+ * owner.  For skip see the layout. */
+void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip);
 /* Send (stream, bytes) to the owner, in pieces; blocks while the owner is slow.  False: this
  * process has no socket any more. */
 bool tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n);
@@ -444,6 +447,9 @@ void tri_repair_queued(struct tri_pool *p, int status);
 void tri_repair_done(struct tri_pool *p, uint32_t worker);
 void tri_repair_broken(struct tri_pool *p, int status);
 void tri_lose(struct tri_pool *p, uint32_t slot, int status, const struct tri_loss *loss);
+/* What the dead worker left by tri_worker_last(), if that is still there: how many bytes. */
+size_t tri_last_words(const struct tri_pool *p, const struct tri_loss *loss, void *buf, size_t size,
+                      uint32_t *skip);
 void tri_heap_released(struct tri_pool *p, uint32_t heap);
 
 /* spill.c: the worker's side ... */

@@ -61,6 +61,26 @@ void tri_lose(struct tri_pool *p, uint32_t slot, int status, const struct tri_lo
     tri_slot_release(p, slot);
 }
 
+size_t tri_last_words(const struct tri_pool *p, const struct tri_loss *loss, void *buf, size_t size,
+                      uint32_t *skip)
+{
+    const struct tri_worker_line *line;
+    size_t n;
+
+    if (!loss->signal || loss->pid <= 0 || loss->worker >= p->view.nworkers)
+        return 0;
+    line = &p->view.worker[loss->worker];
+    if (tri_load_acq(&line->last_pid) != loss->pid)
+        return 0;
+    n = tri_load_acq(&line->last_len);
+    n = n < TRI_WORKER_LAST ? n : TRI_WORKER_LAST;
+    n = n < size ? n : size;
+    memcpy(buf, line->last, n);
+    *skip = line->last_skip;
+    atomic_thread_fence(memory_order_acquire);
+    return tri_load_rlx(&line->last_pid) == loss->pid ? n : 0; /* or a successor has crashed */
+}
+
 /* A retired heap whose last block came back: its pages go home and it can be claimed again. */
 void tri_heap_released(struct tri_pool *p, uint32_t heap)
 {

@@ -227,7 +227,8 @@ void tri_worker_rest(struct tri_worker *w)
         tri_wake_worker(v);
     while ((!tri_queue_ready(v) || tri_worker_parked(w)) && /* W2 */
            !tri_load_sc(&c->closing) && tri_load_acq(&line->bell) == 0)
-        tri_futex_wait(&line->bell, 0, -1);     /* W3 */
+        if (tri_futex_wait(&line->bell, 0, -1) == -EINTR) /* W3 */
+            break; /* a handler of the program's: an interpreter has more to do than what it did */
     tri_and_sc(&c->sleepers[w->id / 64], ~bit); /* W4 */
     CP(sleep_undeclared);
     tri_store_rlx(&line->bell, 0);

@@ -2,9 +2,13 @@
 /*
  * warden_signals.c - what signals do in a warden, and in the workers that it forks.
  *
- * A warden hears of deaths by a descriptor, leaves Ctrl-C to the owner, and runs no handler of the
- * owner's program.  What it ignores for itself is not its workers' to inherit, nor their
- * children's: in a worker SIGINT and SIGQUIT do nothing, and SIGPIPE is what it was in the program.
+ * A warden hears of deaths by a descriptor, runs no handler of the owner's program, and stays for
+ * as long as its owner: what a terminal, a batch system or a time limit sends to the whole group is
+ * the owner's to answer, and a warden that died of it would take away what it answers with.
+ *
+ * What is so for the warden is not its workers' to inherit, nor their children's.  A worker has
+ * what the program had that it is a copy of, handlers included (faulthandler's among them), but for
+ * three: SIGINT and SIGQUIT do nothing there, SIGCHLD is the default.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +20,7 @@
 
 /* Where signalfd is refused, a pipe that the handler of SIGCHLD writes to takes its place. */
 static int child_pipe = -1;
-static bool pipe_ignored; /* by the owner's program */
+static struct sigaction was[NSIG]; /* what each signal did in the program */
 
 /* A signal that does nothing, rather than SIG_IGN, which programs started by tasks would inherit:
  * Ctrl-C is the owner's business. */
@@ -48,17 +52,29 @@ static int open_child_pipe(const sigset_t *chld)
     return fd[0];
 }
 
+/* Those by which a process of its own says what is wrong with it, or by which it stops. */
+static bool stays_default(int sig)
+{
+    static const int those[] = {SIGSEGV, SIGBUS,  SIGFPE,  SIGILL,  SIGABRT, SIGTRAP,
+                                SIGSYS,  SIGXCPU, SIGXFSZ, SIGTSTP, SIGTTIN, SIGTTOU,
+                                SIGCONT, SIGCHLD, SIGURG,  SIGWINCH};
+
+    for (size_t i = 0; i < sizeof those / sizeof *those; i++)
+        if (those[i] == sig)
+            return true;
+    return false;
+}
+
 int tri_warden_signals(void)
 {
-    struct sigaction dfl = {.sa_handler = SIG_DFL}, ign = {.sa_handler = SIG_IGN}, now;
+    struct sigaction dfl = {.sa_handler = SIG_DFL}, ign = {.sa_handler = SIG_IGN};
+    struct sigaction none = {.sa_handler = nothing, .sa_flags = SA_RESTART};
     sigset_t chld;
     int fd;
 
-    sigaction(SIGPIPE, NULL, &now);
-    pipe_ignored = now.sa_handler == SIG_IGN;
-    for (int s = 1; s < 65; s++)
-        if (sigaction(s, NULL, &now) == 0 && now.sa_handler != SIG_IGN)
-            sigaction(s, &dfl, NULL);
+    for (int s = 1; s < NSIG; s++)
+        if (sigaction(s, NULL, &was[s]) == 0 && was[s].sa_handler != SIG_IGN)
+            sigaction(s, stays_default(s) ? &dfl : &none, NULL);
     sigaction(SIGCHLD, &dfl, NULL);
     sigaction(SIGINT, &ign, NULL);
     sigaction(SIGQUIT, &ign, NULL);
@@ -79,9 +95,10 @@ void tri_worker_signals_begin(void)
         signal(SIGCHLD, SIG_DFL);
         close(child_pipe);
     }
-    sigaction(SIGQUIT, &sa, NULL);
-    if (!pipe_ignored)
-        signal(SIGPIPE, SIG_DFL);
+    for (int s = 1; s < NSIG; s++)
+        if (was[s].sa_handler != SIG_IGN || s == SIGPIPE)
+            if (s != SIGCHLD && s != SIGINT)
+                sigaction(s, s == SIGQUIT ? &sa : &was[s], NULL);
 }
 
 void tri_worker_signals_end(bool execs)

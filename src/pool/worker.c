@@ -59,6 +59,8 @@ int tri_worker_attach(struct tri_worker *w, const struct tri_segment *seg,
     tri_store_rlx(&line->arena_live, 0);
     tri_store_rlx(&line->gen, w->gen);
     tri_store_rlx(&line->pid, (int32_t)getpid());
+    if (tri_load_rlx(&line->last_pid) == (int32_t)getpid())
+        tri_store_rlx(&line->last_pid, 0); /* another's, of the same number */
     tri_store_rel(&line->status, TRI_W_STARTING);
     return 0;
 }
@@ -136,6 +138,21 @@ void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes)
         bytes = TRI_WORKER_NOTE;
     memcpy(line->note, text, bytes);
     tri_store_rel(&line->note_len, (uint32_t)bytes);
+}
+
+/* Async-signal-safe. */
+void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip)
+{
+    struct tri_worker_line *line = &w->view.worker[w->id];
+    size_t got = 0;
+    ssize_t n;
+
+    tri_store_rel(&line->last_pid, 0);
+    while (got < TRI_WORKER_LAST && (n = read(fd, line->last + got, TRI_WORKER_LAST - got)) > 0)
+        got += (size_t)n;
+    line->last_skip = skip;
+    tri_store_rel(&line->last_len, (uint32_t)got);
+    tri_store_rel(&line->last_pid, getpid());
 }
 
 bool tri_worker_output_ok(struct tri_worker *w)

@@ -163,6 +163,7 @@ enum tri_worker_status {
 };
 
 #define TRI_WORKER_NOTE 1536
+#define TRI_WORKER_LAST 8128
 
 struct tri_worker_line {
     /* written by the worker; gen and pid also by a successor */
@@ -183,6 +184,12 @@ struct tri_worker_line {
     /* completion ring: only the worker writes tail */
     alignas(TRI_LINE) _Atomic uint64_t done_tail;
     alignas(TRI_LINE) uint8_t note[TRI_WORKER_NOTE];
+    /* Last words, written in a handler of the signal that it dies of; whose they are is 0 while
+     * they are written.  A successor leaves them alone until it crashes itself. */
+    alignas(TRI_LINE) _Atomic int32_t last_pid;
+    _Atomic uint32_t last_len;
+    uint32_t last_skip; /* of their lowest lines, how many tell of what was before any task */
+    uint8_t last[TRI_WORKER_LAST];
 };
 
 enum tri_heap_state { TRI_H_FREE = 0, TRI_H_OWNED = 1, TRI_H_RETIRED = 2 };

@@ -53,6 +53,9 @@ PyObject *loss_exception(struct state *st, struct tri_pool *p, const struct tri_
 {
     int status = d ? d->status : TRI_EBROKEN;
     struct tri_loss loss = {0}, past[TRI_PAST_MAX] = {{0}};
+    char words[TRI_WORKER_LAST];
+    uint32_t skip = 0;
+    size_t nwords;
     PyObject *deaths;
 
     if (state_late_imports(st) < 0)
@@ -83,10 +86,11 @@ PyObject *loss_exception(struct state *st, struct tri_pool *p, const struct tri_
         }
         PyList_SET_ITEM(deaths, i, one);
     }
-    return PyObject_CallFunction(st->lost, "isiiiiINdO", status,
-                                 status == TRI_EBROKEN ? p ? tri_broken_why(p) : "its warden died"
-                                                       : tri_strerror(status),
-                                 (int)loss.pid, (int)loss.signal, (int)loss.exitcode, (int)loss.oom,
-                                 d ? (unsigned)d->deaths : 0, deaths,
-                                 d ? (double)d->exec_ns / 1e9 : 0.0, task ? task : Py_None);
+    nwords = p ? tri_last_words(p, &loss, words, sizeof words, &skip) : 0;
+    return PyObject_CallFunction(
+        st->lost, "isiiiiINdOy#I", status,
+        status == TRI_EBROKEN ? p ? tri_broken_why(p) : "its warden died" : tri_strerror(status),
+        (int)loss.pid, (int)loss.signal, (int)loss.exitcode, (int)loss.oom,
+        d ? (unsigned)d->deaths : 0, deaths, d ? (double)d->exec_ns / 1e9 : 0.0,
+        task ? task : Py_None, words, (Py_ssize_t)nwords, (unsigned)skip);
 }

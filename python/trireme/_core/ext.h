@@ -16,7 +16,8 @@
  *   handle.c   type JobHandle: what the user holds of a job that nobody need wait for
  *   mailbox.c  types Mailbox and Parcel: queues between processes
  *   reveal.c   what a task gets in the place of a Shared
- *   run.c      the worker's side: the hooks that run Python tasks
+ *   run*.c     the worker's side: the hooks that run Python tasks, in a process and in a thread;
+ *              signals there, and what is left of a crash
  *   sync.c     types SemLock, EventSlot, CondSlot: what locks and their kin stand on
  *
  * All state is in the module state or in objects; no PyObject * ever enters memory that another
@@ -46,6 +47,7 @@ struct state {
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
     PyObject *give_way;    /* a function of Python that does nothing: see struct pace */
     bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
+    bool signals_said;     /* by a fork server: see own_signals() */
     unsigned epoch;        /* more in a process that holds no lock of the one it was forked from */
 };
 
@@ -295,5 +297,7 @@ PyObject *reveal_function(struct state *st, PyObject *fn);
 extern const struct tri_hooks process_hooks, thread_hooks;
 PyObject *warden_main(PyObject *module, PyObject *args);
 PyObject *worker_main(PyObject *module, PyObject *args);
+/* _expect_forks(): in a fork server, what crash_begin() and own_signals() would do in each fork. */
+PyObject *expect_forks(PyObject *module, PyObject *none);
 
 #endif

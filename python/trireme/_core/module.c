@@ -259,6 +259,7 @@ static PyMethodDef functions[] = {
     {"_set_future_class", set_future_class, METH_O, NULL},
     {"_set_shared_class", set_shared_class, METH_O, NULL},
     {"_own_arguments", own_arguments, METH_NOARGS, NULL},
+    {"_expect_forks", expect_forks, METH_NOARGS, NULL},
     {"_map", map_file, METH_VARARGS, NULL},
     {"_populate", populate_memory, METH_O, NULL},
     {"_fill", fill_file, METH_VARARGS, NULL},

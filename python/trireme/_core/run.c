@@ -299,12 +299,6 @@ static void run_process(struct tri_worker *w, struct tri_slot *s)
     }
 }
 
-void run_rest(struct tri_worker *w)
-{
-    Py_BEGIN_ALLOW_THREADS tri_worker_rest(w);
-    Py_END_ALLOW_THREADS
-}
-
 /* ------------------------------------------------------------------ processes */
 
 static PyObject *send_output(PyObject *self, PyObject *args)
@@ -328,18 +322,6 @@ static PyObject *send_output(PyObject *self, PyObject *args)
 
 static PyMethodDef send_output_def = {"send", send_output, METH_VARARGS,
                                       "send(stream, data): hand output to the owner."};
-
-/* PyImport_ImportModule() of what is there already: that would run code of Python's, and each page
- * it writes to costs a fork 3 us. */
-static PyObject *imported(const char *name)
-{
-    PyObject *text = PyUnicode_FromString(name), *module = text ? PyImport_GetModule(text) : NULL;
-
-    if (!module && !PyErr_Occurred())
-        module = PyImport_Import(text);
-    Py_XDECREF(text);
-    return module;
-}
 
 static int begin_python(struct tri_worker *w, struct local *l)
 {
@@ -406,6 +388,7 @@ static int process_begin(struct tri_worker *w)
 {
     struct local *l = calloc(1, sizeof *l);
     PyObject *module;
+    bool said;
 
     if (!l)
         return -1;
@@ -417,14 +400,17 @@ static int process_begin(struct tri_worker *w)
     l->st = state_of(module);
     l->st->own_arguments = false; /* a fork may have it from where it comes from */
     l->st->epoch++;               /* a worker holds none of its owner's locks */
-    if (begin_python(w, l) < 0) {
+    crash_begin(w);
+    said = l->st->signals_said; /* and not in forks of this one */
+    l->st->signals_said = false;
+    if ((!said && own_signals() < 0) || begin_python(w, l) < 0) {
         note_exception(w, l->st);
         return -1;
     }
     return 0;
 }
 
-static void process_end(struct tri_worker *w)
+void process_end(struct tri_worker *w)
 {
     struct local *l = w->local;
     PyObject *r = PyObject_CallMethod(l->worker, "end", NULL);
@@ -437,6 +423,7 @@ static void process_end(struct tri_worker *w)
 static void before_fork(void *ctx)
 {
     (void)ctx;
+    crash_fork();
     PyOS_BeforeFork();
 }
 
@@ -491,6 +478,7 @@ static void before_worker(void *ctx)
     c->first = Py_None;
     if (state_late_imports(c->st) < 0) /* each worker would, on pages of its own */
         PyErr_Clear();
+    crash_fork();
     PyOS_BeforeFork();
 }
 
@@ -570,19 +558,12 @@ PyObject *warden_main(PyObject *module, PyObject *args)
     tri_warden_run(&start);
 }
 
-static void no_action(int sig)
-{
-    (void)sig;
-}
-
 /* worker_main(segment_fd, output_fd, worker, generation): a spawned worker's life. */
 PyObject *worker_main(PyObject *module, PyObject *args)
 {
     static const struct tri_hooks *const hooks = &process_hooks;
-    struct sigaction sa = {.sa_handler = no_action, .sa_flags = SA_RESTART};
     struct tri_worker w;
     struct tri_segment seg;
-    sigset_t mask;
     int segment_fd, output_fd;
     unsigned worker, gen;
 
@@ -590,10 +571,7 @@ PyObject *worker_main(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "iiII", &segment_fd, &output_fd, &worker, &gen))
         return NULL;
     /* SIGINT was blocked across exec, lest Ctrl-C meets a half-started interpreter. */
-    sigaction(SIGINT, &sa, NULL);
-    sigemptyset(&mask);
-    sigaddset(&mask, SIGINT);
-    sigprocmask(SIG_UNBLOCK, &mask, NULL);
+    tri_worker_signals_end(false);
     fcntl(segment_fd, F_SETFD, FD_CLOEXEC);
     if (output_fd >= 0)
         fcntl(output_fd, F_SETFD, FD_CLOEXEC);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * run.h - what the files of the worker's side share: run.c, run_thread.c and chunk.c.
+ * run.h - what the files of the worker's side share: run.c, run_thread.c, run_signals.c,
+ * run_crash.c and chunk.c.
  */
 #ifndef TRI_RUN_H
 #define TRI_RUN_H
@@ -45,8 +46,21 @@ int put_buf(struct tri_worker *w, struct tri_buf *b);
 /* The exception that is set, taken away, with its traceback. */
 PyObject *take_exception(void);
 
+/* Like PyImport_ImportModule(), and cheap when it is imported. */
+PyObject *imported(const char *name);
+/* Have Python's table of signals say what is so in a worker.  0 or -1 with an exception. */
+int own_signals(void);
+/* From now on a crash of this process leaves word of where it was.  Does nothing if it cannot. */
+void crash_begin(struct tri_worker *w);
+/* Before a fork of workers, or of the warden that will fork them: tasks run on top of what is here
+ * (with start="fork" where the program opened the pool). */
+void crash_fork(void);
+/* What it needs ahead, in a process whose forks are workers. */
+void crash_expect(void);
 /* The hook: others may have the interpreter while this worker waits for work. */
 void run_rest(struct tri_worker *w);
+/* The hook: finalizers, and all output. */
+void process_end(struct tri_worker *w);
 
 /* A process's chunk: its results, or an exception, become the slot's result. */
 void run_chunk(struct tri_worker *w, struct local *l, struct tri_slot *s, PyObject *fn);
