@@ -71,22 +71,38 @@ static void pass_on(int from, int to)
         n = write(to, buf, (size_t)n);
 }
 
+/* A pipe whose ends are not where faulthandler writes to. */
+static bool open_pipe(int ends[2])
+{
+    int low[2];
+
+    ends[0] = ends[1] = -1;
+    if (pipe2(low, O_CLOEXEC | O_NONBLOCK) < 0)
+        return false;
+    for (int i = 0; i < 2; i++) {
+        ends[i] = fcntl(low[i], F_DUPFD_CLOEXEC, crash.fd + 1);
+        close(low[i]);
+    }
+    return ends[0] >= 0 && ends[1] >= 0;
+}
+
 static void on_crash(int sig, siginfo_t *info, void *context)
 {
-    int err = errno, ends[2] = {-1, -1}, kept = -1;
+    int err = errno, ends[2], kept = -1;
+    bool heard = getpid() == crash.pid && open_pipe(ends);
     sigset_t waiting;
 
-    if (getpid() == crash.pid && pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0) {
+    if (heard) {
         kept = fcntl(crash.fd, F_DUPFD_CLOEXEC, 3);
         dup2(ends[1], crash.fd);
     }
-    if (ends[0] >= 0 || crash.theirs) {
+    if (heard || crash.theirs) {
         call_next(sig, info, context);
     } else { /* the library prints nothing */
         signal(sig, SIG_DFL);
         raise(sig);
     }
-    if (ends[0] >= 0) {
+    if (heard) {
         tri_worker_last(crash.w, ends[0], crash.skip);
         if (crash.theirs && kept >= 0)
             pass_on(ends[0], kept);
