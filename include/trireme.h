@@ -23,7 +23,9 @@
  *
  * Errors are 0 or negative: system errors as -errno, the library's own below -4095.  The library
  * never prints, never exits, installs no signal handler in the owner and reaps no child of the
- * user's.  Sizes are in bytes and times in nanoseconds unless a name says otherwise.
+ * user's.  Worker processes have the program's handlers, as its forks do, but for SIGINT and
+ * SIGQUIT, which do nothing there, and SIGCHLD, which is the default.  Sizes are in bytes and times
+ * in nanoseconds unless a name says otherwise.
  */
 #ifndef TRIREME_H
 #define TRIREME_H
