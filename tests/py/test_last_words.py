@@ -8,6 +8,8 @@ import ctypes
 import faulthandler
 import os
 import pickle
+import random
+import resource
 import signal
 import sys
 import threading
@@ -57,7 +59,8 @@ def end_badly(how: str) -> None:
             deep = filter(None, deep)
         next(deep)  # recursion in C that nothing counts
     elif how == "own":  # the task's own wish
-        faulthandler.enable(open(os.devnull, "w"))
+        files = [open(os.devnull, "w") for _ in range(200)]
+        faulthandler.enable(random.choice(files))
         read_nothing()
     elif how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -148,7 +151,9 @@ def open_all(path: str, n: int) -> None:
 def test_a_task_may_close_what_it_likes(plain: Any, tmp_path: Any) -> None:
     assert frames(lost(plain.submit(close_all)))[-1] == "close_all"
     path = tmp_path / "file"
-    for n in range(80):  # one of them ends next to where faulthandler writes to
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for n in range(min(most, 1024) - 8, min(most, 1024) - 3):
+        # One of them ends next to where faulthandler writes to.
         assert frames(lost(plain.submit(open_all, str(path), n)))[-1] == "open_all"
     assert path.read_bytes() == b""
 

@@ -27,6 +27,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "run.h"
@@ -74,15 +75,11 @@ static void pass_on(int from, int to)
 /* A pipe whose ends are not where faulthandler writes to. */
 static bool open_pipe(int ends[2])
 {
-    int low[2];
-
-    ends[0] = ends[1] = -1;
-    if (pipe2(low, O_CLOEXEC | O_NONBLOCK) < 0)
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
         return false;
-    for (int i = 0; i < 2; i++) {
-        ends[i] = fcntl(low[i], F_DUPFD_CLOEXEC, crash.fd + 1);
-        close(low[i]);
-    }
+    for (int i = 0; i < 2; i++)
+        if (ends[i] == crash.fd)
+            ends[i] = fcntl(crash.fd, F_DUPFD_CLOEXEC, 3);
     return ends[0] >= 0 && ends[1] >= 0;
 }
 
@@ -164,10 +161,20 @@ static PyObject *enable_to(PyObject *module, int fd)
     return r;
 }
 
+/* The last number for which the kernel's table of descriptors has room without growing much. */
+static int far(void)
+{
+    struct rlimit most;
+    rlim_t n = getrlimit(RLIMIT_NOFILE, &most) == 0 ? most.rlim_cur : 256;
+
+    return (int)(n < 1024 ? n : 1024) - 1;
+}
+
 /*
  * Where it is not enabled, which `crash.theirs` says then, have it write to a descriptor.  Only the
- * number matters: it must be open now, and nothing is written to it before on_crash() has put a
- * pipe there.  True: faulthandler's handlers are in place.
+ * number matters: it must be open now, it should not become that of a file to which a task has
+ * faulthandler write, and nothing is written to it before on_crash() has put a pipe there.  True:
+ * faulthandler's handlers are in place.
  */
 static bool enable(PyObject *module)
 {
@@ -185,10 +192,13 @@ static bool enable(PyObject *module)
     if (sigaction(SIGSEGV, NULL, &now) < 0 || (now.sa_flags & SA_SIGINFO) ||
         now.sa_handler != SIG_DFL || pipe2(ends, O_CLOEXEC) < 0)
         return false;
-    r = enable_to(module, ends[1]);
-    crash.fd = ends[1];
-    crash.ours = r != NULL;
-    Py_XDECREF(r);
+    crash.fd = fcntl(ends[1], F_DUPFD_CLOEXEC, far());
+    if (crash.fd >= 0) {
+        r = enable_to(module, crash.fd);
+        crash.ours = r != NULL;
+        Py_XDECREF(r);
+        close(crash.fd);
+    }
     close(ends[0]);
     close(ends[1]);
     return crash.ours;
