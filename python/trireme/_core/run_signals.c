@@ -90,11 +90,12 @@ static _Noreturn void end_by_exception(struct tri_worker *w)
 
 void run_rest(struct tri_worker *w)
 {
-    if (PyErr_CheckSignals() == 0) {
+    /* Handlers run in the main thread, which no thread of a pool is; and what is set from outside
+     * for one of these (PyThreadState_SetAsyncExc) is for a task's code to raise. */
+    if (!w->process || PyErr_CheckSignals() == 0) {
         Py_BEGIN_ALLOW_THREADS tri_worker_rest(w);
         Py_END_ALLOW_THREADS
     }
-    /* Handlers run in the main thread, which no thread of a pool is. */
-    if (PyErr_CheckSignals() < 0)
+    if (w->process && PyErr_CheckSignals() < 0)
         end_by_exception(w);
 }
