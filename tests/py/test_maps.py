@@ -669,6 +669,28 @@ def test_map_async_of_nothing_calls_its_callback(pool: Any) -> None:
     assert result.successful()
 
 
+def meet(path: str) -> bool:
+    """Whether the other task was there as well, at most 0.15 s after this one came."""
+    mine, other = path.split()
+    with open(mine, "w"):
+        pass
+    end = time.monotonic() + 0.15
+    while not (found := os.path.exists(other)) and time.monotonic() < end:
+        time.sleep(0.002)
+    return found
+
+
+def test_two_coarse_items_run_at_the_same_time(workers: Any, tmp_path: Any) -> None:
+    """The second was sent when the owner had looked after its workers, after 0.2 s."""
+    workers.map(square, range(10))
+    met = []
+    for i in range(5):  # once will do: a loaded machine may start one late
+        a, b = tmp_path / f"a{i}", tmp_path / f"b{i}"
+        met.append(all(workers.map(meet, [f"{a} {b}", f"{b} {a}"])))
+        time.sleep(0.05)
+    assert any(met)
+
+
 def test_default_pool_serves_module_functions() -> None:
     try:
         assert tri.map(square, range(10)) == [x * x for x in range(10)]

@@ -131,8 +131,11 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
             continue;
         }
         /* By the clock: others who wait may rouse this one again and again. */
-        if (until_wide && tri_now_ns() >= until_wide)
+        if (until_wide && tri_now_ns() >= until_wide) {
             j->wide = true;
+            until_wide = 0;
+            continue; /* there is more to send now */
+        }
         if (is_tiny(j) && j->in_flight > 0) {
             probe = PROBE_NS + 2 * (int64_t)(j->item_ns * (double)j->last_size);
             if (!until_wide)
