@@ -6,8 +6,10 @@ They make by-value code behave like the code the user wrote:
 Namespaces.  Every by-value function of one module shares one dictionary of globals in a worker, so
 that an initializer that says ``global model`` is seen by the task functions.  The owner stamps
 each global with a version; a worker keeps its own binding until the owner really binds another
-value, so ``model = None`` in the script does not undo what the initializer did.  A name that was
-sent and is not bound any more has a version too: the worker removes what it received.
+value, so ``model = None`` in the script does not undo what the initializer did.  Nor does ``cache =
+{}``: an object that can change in place has a new version when a digest of its pickle is another.
+A name that was sent and is not bound any more has a version too: the worker removes what it
+received.
 
 A local function of an importable module that uses the module's functions or state runs on the
 worker's own import of it instead.
@@ -31,6 +33,7 @@ import types
 from _thread import _local
 from io import BytesIO
 
+from . import _core
 from ._importable import (
     MISSING,
     _found_by_name,
@@ -74,11 +77,13 @@ def expects_code(inherited: bool = False) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 # Owner: module -> name -> (value last sent, its version, what says that it is the same).  Values
-# whose identity does not say all are not kept (CHANGING stands for them): they get a new version
-# each time they are sent.  MISSING: the owner had sent the name and then deleted it.
+# whose identity does not say all are not kept (CHANGING stands for them): a digest of their pickle
+# says whether they are what they were.  MISSING: the owner had sent the name and then deleted it.
 _sent: dict[str, dict[str, tuple[Any, int, Any]]] = {}
 _CHANGING = object()
 _last_version = 0
+# Owner: those whose digest is being made, which may lead to themselves; by thread.
+_digesting = _local()
 
 # Worker: module -> name -> version received.
 _received: dict[str, dict[str, int]] = {}
@@ -124,8 +129,48 @@ def _module_globals(module: str) -> dict[str, Any]:
     return sys.modules[module].__dict__
 
 
+class _NotTwice(Exception):
+    """An object that is to be pickled once for each time that it is sent."""
+
+
+def _has_way(kind: type) -> bool:
+    reduction = sys.modules.get("multiprocessing.reduction")
+    return reduction is not None and kind in reduction.ForkingPickler._extra_reducers
+
+
+def _digest(module: str, name: str, value: Any) -> Any:
+    """Owner: 128 bits of what a global that can change in place is now, or None.
+
+    None for what cannot be pickled, or only once for each journey: descriptors, and what libraries
+    have their own ways for.
+    """
+    busy = _digesting.__dict__.setdefault("names", set())
+    if (module, name) in busy:
+        return 0, 0  # what leads here has it in its own digest
+    buffers: list[Any] = []
+    busy.add((module, name))
+    try:
+        file = BytesIO()
+        _by_value_pickler()(file, buffers.append, False, once=False).dump(value)
+        with file.getbuffer() as data:
+            found = [_core._digest(data)]
+        for buffer in buffers:
+            with buffer.raw() as data:
+                found.append(_core._digest(data))
+        return found[0] if len(found) == 1 else tuple(found)
+    except Exception:
+        return None  # the journey itself will say why
+    finally:
+        busy.remove((module, name))
+        for buffer in buffers:
+            buffer.release()
+
+
 def _version(module: str, name: str, value: Any) -> int:
-    """Owner: the version of a global; the same number again only if nothing can have changed.
+    """Owner: the version of a global; the same number again only if nothing has changed.
+
+    So what a worker's tasks or its initializer do to an object that is bound to a global stays in
+    that worker until the owner's changes.
 
     The pid is part of it, so that a worker which is itself an owner never repeats the versions
     its own workers inherited by fork.
@@ -135,6 +180,8 @@ def _version(module: str, name: str, value: Any) -> int:
     last = names.get(name)
     if last is not None and last[0] is value and last[2].is_unchanged():
         return last[1]
+    if (module, name) in _digesting.__dict__.get("names", ()):
+        return 0
     _last_version += 1
     version = os.getpid() << 32 | _last_version
     watch = _Watch()
@@ -147,8 +194,12 @@ def _version(module: str, name: str, value: Any) -> int:
         watch.add_parts(value)  # its globals have versions of their own
     if lasting and not watch.volatile:
         names[name] = (value, version, watch)
-    else:
-        names[name] = (_CHANGING, version, None)
+        return version
+    digest = _digest(module, name, value)
+    last = names.get(name)
+    if last is not None and last[0] is _CHANGING and digest is not None and last[2] == digest:
+        return last[1]
+    names[name] = (_CHANGING, version, digest)
     return version
 
 
@@ -450,11 +501,17 @@ def _by_value_pickler() -> Any:
         """cloudpickle's pickler with namespaces, class identity and buffers as described above."""
 
         def __init__(
-            self, file: Any, buffer_callback: Any, is_result: bool, inline_classes: bool = False
+            self,
+            file: Any,
+            buffer_callback: Any,
+            is_result: bool,
+            inline_classes: bool = False,
+            once: bool = True,
         ) -> None:
             super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
             self.is_result = is_result
             self.inline_classes = inline_classes
+            self.once = once
             self.chosen_globals: dict[tuple[int, str | None], Any] = {}
 
         def _function_getnewargs(self, func: Any) -> Any:
@@ -486,6 +543,8 @@ def _by_value_pickler() -> Any:
                     return getattr, (obj.__self__, obj.__func__.__name__)
                 if issubclass(kind, descriptors) and kind.__reduce__ is object.__reduce__:
                     return self._reduce_descriptor(obj)
+                if not self.once and (hasattr(kind, "fileno") or _has_way(kind)):
+                    raise _NotTwice
                 if hasattr(kind, "fileno"):
                     self._check_way(kind)
                 return NotImplemented

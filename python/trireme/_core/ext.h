@@ -6,6 +6,7 @@
  *   pool.c     type PoolBase: opening, submit, ending
  *   pool_wait.c  what whoever waits for a pool does: take, tell, show, help, sleep
  *   options.c  the options that every call takes
+ *   digest.c   bytes in brief, to tell whether they are what they were
  *   fn.c       type Function: a callable as it travels, sent once per pool
  *   value.c    arguments and results: fast form, or pickle with buffers beside it
  *   block.c    type Block: arena memory as a Python buffer
@@ -47,6 +48,7 @@ struct state {
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
     PyObject *give_way;    /* a function of Python that does nothing: see struct pace */
     bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
+    uint64_t secret[8];    /* of digests; 0: not yet drawn */
     bool signals_said;     /* by a fork server: see own_signals() */
     unsigned epoch;        /* more in a process that holds no lock of the one it was forked from */
 };
@@ -253,6 +255,8 @@ PyObject *block_slice(struct state *st, PyObject *whole, uint64_t at, uint64_t l
 PyObject *block_of_copy(struct state *st, const uint8_t *p, uint64_t len);
 /* Functions of the module: see there. */
 PyObject *own_arguments(PyObject *module, PyObject *none);
+/* _digest(data): 128 bits that stand for these bytes in this process (digest.c). */
+PyObject *digest(PyObject *module, PyObject *data);
 PyObject *map_file(PyObject *module, PyObject *args);
 PyObject *fill_file(PyObject *module, PyObject *args);
 PyObject *populate_memory(PyObject *module, PyObject *memory);

@@ -260,6 +260,7 @@ static PyMethodDef functions[] = {
     {"_set_shared_class", set_shared_class, METH_O, NULL},
     {"_own_arguments", own_arguments, METH_NOARGS, NULL},
     {"_expect_forks", expect_forks, METH_NOARGS, NULL},
+    {"_digest", digest, METH_O, NULL},
     {"_map", map_file, METH_VARARGS, NULL},
     {"_populate", populate_memory, METH_O, NULL},
     {"_fill", fill_file, METH_VARARGS, NULL},
