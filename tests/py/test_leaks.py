@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import trireme as tri
-from conftest import open_pool, until
+from conftest import live_bytes, open_pool, until
 
 ROUNDS = 12
 TIMES = 60
@@ -612,3 +612,34 @@ def test_job_whose_results_hold_it_is_collected(maker: Any) -> None:
         return weakref.ref(mark)
 
     gone(make)
+
+
+class Large:
+    def __init__(self) -> None:
+        self.data = bytearray(16 << 20)
+
+    def size(self, _: int) -> int:
+        return len(self.data)
+
+
+def private_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        _, resident, shared, *_ = map(int, file.read().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_functions_have_captured_is_bounded_in_bytes() -> None:
+    """128 MiB of it, where 256 functions were all that counted."""
+    with open_pool("forkserver", 1) as pool:
+        before = pool.submit(private_bytes).result(20)
+        made = []
+        for i in range(20):
+            large = Large()
+            assert pool.apply(large.size, (i,)) == 16 << 20
+            made.append(weakref.ref(large))
+            del large
+        gc.collect()
+        assert sum(ref() is not None for ref in made) <= 9
+        assert live_bytes(pool) < 170 << 20
+        assert pool.submit(private_bytes).result(20) - before < 300 << 20
+        assert pool.apply(Large().size, (0,)) == 16 << 20

@@ -53,6 +53,11 @@ struct state {
     unsigned epoch;        /* more in a process that holds no lock of the one it was forked from */
 };
 
+/* How many functions a pool remembers, on either side, and how many bytes they may have together:
+ * as objects, pickled, and in the arena they take up to three times as much at the owner. */
+#define FNS_MAX 256
+#define FNS_BYTES (128ull << 20)
+
 struct state *state_of(PyObject *module);
 struct state *state_of_type(PyTypeObject *type);
 extern struct PyModuleDef trireme_core_module;

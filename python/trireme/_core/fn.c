@@ -10,8 +10,6 @@
  */
 #include "ext.h"
 
-#define FNS_MAX 256
-
 static void fn_dealloc(FnObject *f)
 {
     PyTypeObject *type = Py_TYPE(f);
@@ -196,6 +194,34 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
     return f;
 }
 
+/* Functions made anew for every call must not pile up, nor must what they have captured. */
+static int keep_function(PoolObject *pool, PyObject *key, FnObject *f)
+{
+    uint64_t bytes = f->len;
+    PyObject *one;
+    Py_ssize_t at = 0;
+
+    if (PyDict_DelItem(pool->fns, key) < 0) /* an older version of it */
+        PyErr_Clear();
+    while (PyDict_Next(pool->fns, &at, NULL, &one))
+        bytes += ((FnObject *)one)->len;
+    while (PyDict_GET_SIZE(pool->fns) >= FNS_MAX ||
+           (bytes > FNS_BYTES && PyDict_GET_SIZE(pool->fns) > 0)) {
+        PyObject *oldest;
+
+        at = 0;
+        PyDict_Next(pool->fns, &at, &oldest, &one);
+        bytes -= ((FnObject *)one)->len;
+        Py_INCREF(oldest);
+        if (PyDict_DelItem(pool->fns, oldest) < 0) {
+            Py_DECREF(oldest);
+            return -1;
+        }
+        Py_DECREF(oldest);
+    }
+    return PyDict_SetItem(pool->fns, key, (PyObject *)f);
+}
+
 FnObject *pool_function(PoolObject *pool, PyObject *fn)
 {
     FnObject *f = (FnObject *)pool->last_fn;
@@ -228,11 +254,8 @@ FnObject *pool_function(PoolObject *pool, PyObject *fn)
     f = fn_send(pool, fn, f);
     if (!f)
         return NULL;
-    /* Functions made anew for every call must not pile up. */
-    if (PyDict_GET_SIZE(pool->fns) >= FNS_MAX)
-        PyDict_Clear(pool->fns);
     key = PyLong_FromVoidPtr(fn);
-    if (!key || PyDict_SetItem(pool->fns, key, (PyObject *)f) < 0) {
+    if (!key || keep_function(pool, key, f) < 0) {
         Py_XDECREF(key);
         Py_DECREF(f);
         return NULL;

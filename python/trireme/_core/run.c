@@ -18,8 +18,6 @@
 #include "base/clock.h"
 #include "run.h"
 
-#define FNS_MAX 256
-
 /* ------------------------------------------------------------------ results */
 
 struct res_room {
@@ -177,8 +175,10 @@ static PyObject *function_of(struct tri_worker *w, struct local *l, const struct
     } else if (known || !PyErr_Occurred()) {
         fn = function_read(w, l, s);
         if (fn && !known) {
-            if (PyDict_GET_SIZE(l->fns) >= FNS_MAX) {
+            l->fns_bytes += s->fn_len;
+            if (PyDict_GET_SIZE(l->fns) >= FNS_MAX || l->fns_bytes > FNS_BYTES) {
                 l->last_fn = NULL;
+                l->fns_bytes = s->fn_len;
                 PyDict_Clear(l->fns);
             }
             stays = function_stays(l, fn);

@@ -13,6 +13,7 @@ struct local {
     struct state *st;
     PyObject *module; /* keeps st alive */
     PyObject *fns;    /* id -> callable */
+    uint64_t fns_bytes;
     PyObject *worker; /* trireme._worker */
     PyObject *flush;
     PyObject *worker_dict, *written;
