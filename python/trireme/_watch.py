@@ -81,6 +81,9 @@ _CONSTANT_TYPES = (
     ("numpy", "ufunc"),
 )
 
+# numpy's scalars that are not: they have fields, which can be set.
+_RECORDS = ("void", "record")
+
 #: Further types whose instances are constant for their lifetime; other modules may add theirs.
 IMMUTABLE_TYPES: set[type] = set()
 
@@ -147,7 +150,10 @@ class _Watch:
         for module, name in _CONSTANT_TYPES:
             loaded = sys.modules.get(module)
             if loaded is not None and isinstance(value, getattr(loaded, name, ())):
-                return True
+                if kind.__module__.partition(".")[0] == module:
+                    return kind.__name__ not in _RECORDS
+                # Somebody's own class of such: it is constant if it adds no state.
+                return not getattr(value, "__dict__", None) and self.is_constant(kind)
         return self._is_constant_instance(value)
 
     def _is_constant_instance(self, value: Any) -> bool:
@@ -157,9 +163,9 @@ class _Watch:
         functools = sys.modules.get("functools")
         if functools is not None:
             if kind is functools.partial:
-                parts = (value.func, value.args, *value.keywords.values())
+                self.add_namespace(value.keywords)
                 self.add_namespace(value.__dict__)
-                return all([self.is_constant(part) for part in parts])
+                return all([self.is_constant(part) for part in (value.func, value.args)])
             if kind is functools.partialmethod:
                 parts = (value.func, value.args, *value.keywords.values())
                 return all([self.is_constant(part) for part in parts])
@@ -175,8 +181,10 @@ class _Watch:
             return self.is_constant(kind)
         if isinstance(value, tuple) and not getattr(value, "__dict__", None):
             return self.is_constant(kind) and all([self.is_constant(item) for item in value])
-        frozen = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
-        if frozen:
+        # Not that of a base: a plain subclass can be changed.
+        if getattr(kind.__dict__.get("__dataclass_params__"), "frozen", False):
+            if hasattr(value, "__dict__"):
+                self.add_namespace(value.__dict__)
             fields = [getattr(value, name, None) for name in kind.__dataclass_fields__]
             return self.is_constant(kind) and all([self.is_constant(field) for field in fields])
         return False

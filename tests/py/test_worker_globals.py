@@ -135,6 +135,43 @@ with tri.Pool(1, start=start) as pool:
     ]
 
 
+CHANGES = """
+import dataclasses, functools
+row = np.zeros(1, [("x", "i8")])[0]
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    n: int
+    def __post_init__(self): object.__setattr__(self, "kept", {})
+class Thawed(Frozen):
+    pass
+frozen, thawed = Frozen(1), Thawed(1)
+object.__setattr__(thawed, "m", 0)
+part = functools.partial(lambda x, tol: tol, tol=0)
+def look(_):
+    return [int(row["x"]), len(frozen.kept), thawed.m]
+"""
+
+
+@pytest.mark.parametrize("start", ["forkserver", "thread"])
+def test_what_looks_constant_and_is_not(run_script: Any, start: str) -> None:
+    out, _ = run_script(
+        HEAD
+        + CHANGES
+        + """
+with tri.Pool(1, kind="thread") if start == "thread" else tri.Pool(1, start=start) as pool:
+    for i in range(3):
+        row["x"] = i
+        if i:
+            frozen.kept[i] = 1
+        object.__setattr__(thawed, "m", i)
+        part.keywords["tol"] = i
+        print(pool.map(look, [0])[0], pool.map(part, [0]))
+""",
+        start,
+    )
+    assert out.split("\n")[:-1] == [f"{[i] * 3} [{i}]" for i in range(3)]
+
+
 def test_globals_that_lead_to_themselves_or_cannot_be_pickled(run_script: Any) -> None:
     out, _ = run_script(
         HEAD
