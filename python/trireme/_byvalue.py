@@ -33,7 +33,7 @@ import types
 from _thread import _local
 from io import BytesIO
 
-from . import _core
+from . import _core, _enums
 from ._importable import (
     MISSING,
     _found_by_name,
@@ -340,13 +340,15 @@ def _make_class(maker: Callable[..., type], args: tuple[Any, ...], pinned: bool)
 
 def _set_class_state(cls: type, state: Any) -> None:
     """Complete a class.  Nothing that comes back ever changes a class that was born here."""
-    setter, inner, deleted, is_result = state
+    setter, inner, deleted, is_result, members = state
     if cls in _own_classes or (is_result and cls in _received_classes):
         return
     for name in deleted:
         if name in cls.__dict__:
             type.__delattr__(cls, name)
     setter(cls, inner)
+    if members:
+        _enums.set_attributes(cls, members)
     _received_classes.add(cls)
 
 
@@ -576,8 +578,13 @@ def _by_value_pickler() -> Any:
                     _own_classes.add(obj)
                 if "__slots__" in obj.__dict__ and maker is cloudpickle._make_skeleton_class:
                     _keep_slots(obj, args[3], state[0])
+                members = None
+                if maker is cloudpickle._make_skeleton_enum:
+                    described, members = _enums.describe(obj, args, state[0])
+                    if described is not None:
+                        maker, args = _enums.make_enum, described
                 deleted = _deleted_attributes(obj, state[0])
-                state = (setter, state, deleted, self.is_result)
+                state = (setter, state, deleted, self.is_result, members)
                 return _make_class, (maker, args, pinned), state, None, None, _set_class_state
             globals_sent = args[1]
             if type(globals_sent) is _ModuleGlobals:
