@@ -437,6 +437,37 @@ def test_imap_results_stream_while_input_goes_on(fast: Any) -> None:
     assert len(list(results)) == 102
 
 
+@pytest.mark.parametrize("way", ["imap", "imap_unordered"])
+def test_slow_input_is_not_gathered_before_results_are_given(pool: Any, way: str) -> None:
+    """It takes 10 ms an item, the tasks next to nothing: chunks by their time would be hundreds."""
+    pulled = 0
+
+    def source() -> Any:
+        nonlocal pulled
+        for x in range(150):
+            time.sleep(0.01)
+            pulled += 1
+            yield x
+
+    results = getattr(pool, way)(square, source())
+    assert pulled <= 1
+    ahead = []
+    for given, _ in enumerate(results, 1):
+        ahead.append(pulled - given)
+    assert len(ahead) == 150 and max(ahead) < 30
+
+
+def test_next_takes_its_timeout_by_name(pool: Any) -> None:
+    results = pool.imap(square, [3])
+    assert results.next(timeout=20) == 9
+    if pool.kind != "serial":
+        for args, kwargs in (((1, 2), {}), ((), {"wait": 1}), ((1,), {"timeout": 1})):
+            with pytest.raises(TypeError, match="timeout="):
+                results.next(*args, **kwargs)
+    with pytest.raises(StopIteration):
+        results.next(timeout=20)
+
+
 def test_imap_unordered_gives_the_quick_before_the_slow(workers: Any, tmp_path: Any) -> None:
     gate = tmp_path / "open"
 

@@ -33,9 +33,10 @@ static PyObject *handle_next(PyObject *obj)
     return job_next((PyObject *)((HandleObject *)obj)->job);
 }
 
-static PyObject *handle_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n)
+static PyObject *handle_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n,
+                                     PyObject *names)
 {
-    return job_next_timeout((PyObject *)((HandleObject *)obj)->job, args, n);
+    return job_next_timeout((PyObject *)((HandleObject *)obj)->job, args, n, names);
 }
 
 static int handle_traverse(PyObject *obj, visitproc visit, void *arg)
@@ -63,7 +64,7 @@ static void handle_dealloc(PyObject *obj)
 }
 
 static PyMethodDef handle_methods[] = {
-    {"next", (PyCFunction)(void (*)(void))handle_next_timeout, METH_FASTCALL,
+    {"next", (PyCFunction)(void (*)(void))handle_next_timeout, METH_FASTCALL | METH_KEYWORDS,
      "next($self, timeout=None)\n--\n\nThe next result; TimeoutError after timeout seconds."},
     {NULL, NULL, 0, NULL},
 };

@@ -214,7 +214,7 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
         j->open = true;
         pool->iterators++;
     }
-    if (mode != J_MAP && send_some(j, 0) < 0) {
+    if (mode != J_MAP && send_some(j) < 0) {
         /* In the background, items that cannot be sent fail the job, not the call. */
         if (mode != J_ASYNC || pool->core->p->refusing || pool->core->p->broken ||
             !PyErr_ExceptionMatches(PyExc_Exception)) {
@@ -298,7 +298,7 @@ static PyMethodDef job_methods[] = {
     {"_tell", job_tell, METH_NOARGS, NULL},
     {"_stop", job_stop, METH_NOARGS, NULL},
     {"_handle", job_handle, METH_NOARGS, NULL},
-    {"next", (PyCFunction)(void (*)(void))job_next_timeout, METH_FASTCALL,
+    {"next", (PyCFunction)(void (*)(void))job_next_timeout, METH_FASTCALL | METH_KEYWORDS,
      "next($self, timeout=None)\n--\n\nThe next result; TimeoutError after timeout seconds."},
     {NULL, NULL, 0, NULL},
 };

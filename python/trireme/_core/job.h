@@ -59,6 +59,14 @@ typedef struct JobObject {
     unsigned long turn_of;   /* that thread */
 } JobObject;
 
+/* The ended chunk that an iterator gives out from next; NULL: it must wait. */
+static inline struct chunk *next_to_give(const JobObject *j)
+{
+    struct chunk *c = j->mode == J_ORDERED ? j->head : j->ready;
+
+    return c && c->ended ? c : NULL;
+}
+
 /* Tell the progress bar of n new results.  0 or -1 with the exception it raised. */
 static inline int report(JobObject *j, Py_ssize_t n)
 {
@@ -88,8 +96,11 @@ struct chunk *pop_ready(JobObject *j);
 Py_ssize_t next_size(const JobObject *j);
 /* An iterator has sent all: the pool may refuse tasks if it was closed meanwhile. */
 void job_all_sent(JobObject *j);
-/* Keep the window full.  waiting: chunks that ended and are not given out.  0 or -1, exception. */
-int send_some(JobObject *j, Py_ssize_t waiting);
+/*
+ * Keep the window full.  0; -1 with an exception; 1: the input of an iterator took a while, and
+ * there is room for more of it.  It is the user's and may wait, so look for results first.
+ */
+int send_some(JobObject *j);
 /* Have the next pump look whether this job is over. */
 void tell_later(JobObject *j);
 /* Forget everything: chunks not started are cancelled, the others end on their own. */
@@ -108,7 +119,7 @@ int run_map(JobObject *j, int64_t timeout_ns);
 
 PyObject *job_self(PyObject *obj); /* iter() */
 PyObject *job_next(PyObject *obj);
-PyObject *job_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n);
+PyObject *job_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n, PyObject *names);
 
 /* ------------------------------------------------------------------ job.c */
 

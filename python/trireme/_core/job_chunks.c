@@ -26,6 +26,7 @@
  */
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "job.h"
 
 #define CHUNK_NS 500000
@@ -37,6 +38,7 @@
 #define WINDOW_FEW 2   /* chunks in flight per worker */
 #define WINDOW_MANY 24 /* of at most SMALL_BYTES each way and CHUNK_NS or so */
 #define SMALL_BYTES (256 << 10)
+#define PULL_NS 8000000 /* that input may take before what came so far is sent */
 
 /* ------------------------------------------------------------------ chunks */
 
@@ -172,10 +174,13 @@ void fetch_error(PyObject **into)
 }
 
 /* Items for the next chunk out of an iterator: a list, empty at its end.  If the iterator fails,
- * what it gave before is still run, and its exception waits in j->error for its turn. */
+ * what it gave before is still run, and its exception waits in j->error for its turn.  Where input
+ * comes slowly, what has come is not kept until there is more. */
 static PyObject *pull(JobObject *j, Py_ssize_t n)
 {
+    int64_t until = tri_tick_ns() + PULL_NS;
     PyObject *list, *item;
+    Py_ssize_t len;
 
     if (j->again) {
         list = PyList_GetSlice(j->again, 0, 1);
@@ -197,6 +202,12 @@ static PyObject *pull(JobObject *j, Py_ssize_t n)
         if (PyList_Append(list, item) < 0)
             Py_CLEAR(list);
         Py_DECREF(item);
+        if (!list)
+            break;
+        /* Slow input is seen at its first item, the end of a burst some items later. */
+        len = PyList_GET_SIZE(list);
+        if ((len == 1 || len % 8 == 0) && tri_tick_ns() >= until)
+            break;
     }
     return list;
 }
@@ -365,13 +376,32 @@ static Py_ssize_t window(const JobObject *j)
     return WINDOW_MANY * workers + 2;
 }
 
-int send_some(JobObject *j, Py_ssize_t waiting)
+static Py_ssize_t waiting_chunks(const JobObject *j)
 {
-    int sent = 1;
+    Py_ssize_t n = 0;
 
-    while (sent > 0 && !j->stopped && j->in_flight + waiting < window(j))
+    for (const struct chunk *c = j->head; c; c = c->next)
+        n += c->ended;
+    return n;
+}
+
+int send_some(JobObject *j)
+{
+    Py_ssize_t waiting = j->iter ? waiting_chunks(j) : 0;
+    int64_t until = 0;
+
+    while (!j->stopped && j->in_flight + waiting < window(j)) {
+        int sent;
+
+        if (j->iter && !until)
+            until = tri_now_ns() + PULL_NS;
         sent = send_chunk(j);
-    return sent < 0 ? -1 : 0;
+        if (sent <= 0)
+            return sent;
+        if (j->iter && tri_now_ns() >= until)
+            return 1;
+    }
+    return 0;
 }
 
 void job_forget(JobObject *j)

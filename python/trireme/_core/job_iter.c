@@ -2,7 +2,8 @@
 /*
  * job_iter.c - a job as an iterator, ordered or as chunks end.
  *
- * Input is pulled as results are taken, a window ahead and no further, so it may be endless.  The
+ * Input is pulled as results are taken, a window ahead and no further, so it may be endless.  It is
+ * pulled by whoever calls, so where it is slow, a result that is there goes first.  The
  * chunk to give out from is the first one sent, or the first one ended; it is read as a whole when
  * its turn comes and then given out value by value.  An item that failed raises at its place and
  * the next call goes on behind it; an exception of the input itself comes after all that was
@@ -68,15 +69,6 @@ static PyObject *give(JobObject *j, struct chunk *c)
     return v;
 }
 
-static Py_ssize_t waiting_chunks(const JobObject *j)
-{
-    Py_ssize_t n = 0;
-
-    for (const struct chunk *c = j->head; c; c = c->next)
-        n += c->ended;
-    return n;
-}
-
 /*
  * Nothing is there yet.  In a task of the same pool's, with nobody else to compute it: that is done
  * here.  Whoever wants any result leaves it to threads that are free, however long it takes them to
@@ -116,13 +108,13 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
     PyObject *late = NULL;
 
     for (;;) {
-        struct chunk *c = j->mode == J_ORDERED ? j->head : j->ready;
+        struct chunk *c = next_to_give(j);
         uint32_t key;
-        int moved;
+        int moved, more;
 
         if (j->stopped)
             return NULL;
-        if (c && c->ended) {
+        if (c) {
             j->waits_ns = 0;
             if (!c->values && !c->error && chunk_read(j, c, NULL)) {
                 if (!PyErr_ExceptionMatches(PyExc_Exception)) {
@@ -131,7 +123,7 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
                 }
                 fetch_error(&c->error);
             }
-            if (send_some(j, waiting_chunks(j)) < 0)
+            if (send_some(j) < 0)
                 fetch_error(&j->error); /* the input failed: told after what came before it */
             if (j->reported)
                 return give(j, c);
@@ -145,7 +137,8 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
         if (pool_check(j->pool) < 0)
             return NULL;
         key = tri_wait_key(j->pool->core->p);
-        if (send_some(j, waiting_chunks(j)) < 0)
+        more = send_some(j);
+        if (more < 0)
             fetch_error(&j->error);
         if (!j->head) {
             late = j->error;
@@ -156,11 +149,14 @@ static PyObject *next_value(JobObject *j, int64_t timeout_ns)
             return NULL;
         }
         moved = pool_pump(j->pool);
-        if (moved == 0 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {
+        if (moved == 0 && !next_to_give(j)) {
             if (timeout_ns > 0 && (timeout_ns = until - tri_now_ns()) <= 0)
                 timeout_ns = 0;
-            moved = wait_some(j, key, timeout_ns);
-            if (moved == 1 && !(j->mode == J_ORDERED ? j->head->ended : j->ready != NULL)) {
+            if (more <= 0)
+                moved = wait_some(j, key, timeout_ns);
+            else if (timeout_ns == 0)
+                moved = 1;
+            if (moved == 1 && !next_to_give(j)) {
                 PyErr_SetNone(PyExc_TimeoutError);
                 return NULL;
             }
@@ -225,16 +221,19 @@ PyObject *job_next(PyObject *obj)
     return next_in_turn((JobObject *)obj, -1);
 }
 
-PyObject *job_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n)
+PyObject *job_next_timeout(PyObject *obj, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
     int64_t ns;
     PyObject *v;
 
-    if (n > 1 || seconds_to_ns(n ? args[0] : NULL, "timeout", &ns) < 0) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "next() takes at most one argument, the timeout");
+    if (n + named > 1 ||
+        (named && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "timeout") != 0)) {
+        PyErr_SetString(PyExc_TypeError, "next() takes at most one argument, timeout=");
         return NULL;
     }
+    if (seconds_to_ns(n + named ? args[0] : NULL, "timeout", &ns) < 0)
+        return NULL;
     v = next_in_turn((JobObject *)obj, ns);
     if (!v && !PyErr_Occurred())
         PyErr_SetNone(PyExc_StopIteration);

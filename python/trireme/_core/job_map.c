@@ -114,7 +114,7 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         if (pool_check(j->pool) < 0)
             goto failed;
         key = tri_wait_key(j->pool->core->p);
-        if (send_some(j, 0) < 0)
+        if (send_some(j) < 0)
             goto failed;
         moved = pool_pump(j->pool);
         if (moved >= BEHIND)
