@@ -58,6 +58,31 @@ def _default_workers() -> int:
     return 1 if worker is not None and worker.pid == os.getpid() else cpu_count()
 
 
+_IMPORTS_MAX = 2
+
+
+def _imports_around() -> int:
+    """Within how many imports, of its own and of its owners', this pool is opened.
+
+    A module that opens a pool at its top and gives it a function of its own is imported by the
+    workers, which so come to open a pool.  It would go on like that for ever.
+    """
+    worker = sys.modules.get("trireme._worker")
+    above: int = worker.imports_around if worker is not None and worker.pid == os.getpid() else 0
+    at: Any = sys._getframe(1)
+    while at is not None:
+        name = at.f_globals.get("__name__")
+        if at.f_code.co_name == "<module>" and name != "__main__":
+            if above >= _IMPORTS_MAX:
+                raise RuntimeError(
+                    f"module {name} opens a pool while it is imported, and workers of that pool "
+                    "import it: do it in a function, or under `if __name__ == '__main__':`"
+                )
+            return above + 1
+        at = at.f_back
+    return above
+
+
 class Pool(_core.PoolBase):
     """A set of workers owned by this process.
 
@@ -197,6 +222,8 @@ class Pool(_core.PoolBase):
             "threads": threads or None,
             "forward": _output.want_forwarding(),
         }
+        if around := _imports_around():
+            info["imports_around"] = around
         if start != "fork":  # a fork has all that, also the one that replaces another later
             info.update(_warden.news())
             info["argv"] = list(sys.argv)

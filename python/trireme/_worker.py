@@ -41,6 +41,7 @@ _PENDING_MAX = 64 * 1024  # bytes of an unfinished line that are kept back
 _RECORD_MAX = 64 * 1024  # bytes in one record
 
 pid = 0  # of the worker that this is; a child of it has another.  See _pool._default_workers()
+imports_around = 0  # its pool.  See _pool._imports_around()
 
 _streams: list[_Stream] = []
 _replaced: list[Any] = []  # the streams of the owner, see _redirect()
@@ -445,6 +446,7 @@ def begin(info: dict[str, Any]) -> None:
     environ      the owner's environment as a dict; cwd, its current folder
     settings     what _settings.changed() gave at the owner
     threads      BLAS/OpenMP threads for this worker; None for no limit
+    imports_around  in how many modules' imports, one in another's worker, the pool was opened
     forward      False to leave the streams alone although there is an output
     reseed       False to keep inherited random state; default True
     initializer  bytes of _pickling.dumps_inband((function, args tuple)), or the tuple itself in a
@@ -452,8 +454,9 @@ def begin(info: dict[str, Any]) -> None:
 
     Raises what the initializer raises.
     """
-    global pid, _ready, _mask
+    global pid, imports_around, _ready, _mask
     pid = os.getpid()
+    imports_around = info.get("imports_around", 0)
     _mask = None  # what the initializer changes is to stay
     send = info.get("output") if info.get("forward", True) else None
     path = info.get("path")
