@@ -9,7 +9,7 @@ Whoever forks must flush the owner's sys.stdout and sys.stderr first if output i
 
 Output is collected per thread until a line ends, so lines of threads do not mix, and is sent as
 records of (stream, bytes).  No write ever raises into a task: when the owner is gone, text goes to
-the file descriptor that was there before.
+the file descriptor that was there before, if that is still the same file.
 """
 
 from __future__ import annotations
@@ -53,6 +53,15 @@ _written = False
 # ---------------------------------------------------------------------------------------------
 
 
+def _file_of(fd: int) -> tuple[int, int] | None:
+    """Which file the descriptor *fd* has; None if it is closed."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class _Stream(io.TextIOBase):
     """Stands for sys.stdout or sys.stderr in a worker.
 
@@ -64,6 +73,7 @@ class _Stream(io.TextIOBase):
         self._number = number
         self._fd = fd
         self._send: Any = send
+        self._file = _file_of(fd)
         self._pid = os.getpid()
         self._lock = RLock()
         self._pending: dict[int, list[bytes]] = {}
@@ -198,6 +208,8 @@ class _Stream(io.TextIOBase):
 
     def _write_fd(self, number: int, data: bytes) -> None:
         try:
+            if _file_of(self._fd) != self._file:
+                return  # a task has closed it, and somebody else's may have its number
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError:

@@ -493,6 +493,8 @@ void tri_worker_loop(struct tri_worker *w)
             else
                 tri_worker_rest(w);
             rested = true;
+            if (w->retire)
+                goto retire;
         }
         /* We may be the only one who was woken: pass it on while there is more. */
         if (rested && tri_queue_ready(v))
@@ -501,18 +503,22 @@ void tri_worker_loop(struct tri_worker *w)
         run(w, idx);
         tri_store_rlx(&w->busy, false);
         tri_store_rlx(&line->tasks, ++w->tasks);
-        if (w->process && w->tasks % TRI_ROOM_EVERY == 0)
+        if (w->process && w->tasks % TRI_ROOM_EVERY == 0) {
             tri_worker_make_room(w);
-        if (w->process && (w->retire || (v->ctl->max_tasks && w->tasks >= v->ctl->max_tasks))) {
-            tri_and_sc(&v->ctl->ready[w->id / 64], ~(1ull << (w->id & 63)));
-            /* Before: what the program does at the end of a worker changes nothing any more. */
-            tri_store_rel(&line->status, TRI_W_RETIRED);
-            if (w->hooks->end)
-                w->hooks->end(w);
-            _exit(TRI_EXIT_RETIRED);
+            tri_worker_output_ok(w);
         }
+        if (w->process && (w->retire || (v->ctl->max_tasks && w->tasks >= v->ctl->max_tasks)))
+            goto retire;
     }
 leave:
     if (w->hooks->end)
         w->hooks->end(w);
+    return;
+retire:
+    tri_and_sc(&v->ctl->ready[w->id / 64], ~(1ull << (w->id & 63)));
+    /* Before: what the program does at the end of a worker changes nothing any more. */
+    tri_store_rel(&line->status, TRI_W_RETIRED);
+    if (w->hooks->end)
+        w->hooks->end(w);
+    _exit(TRI_EXIT_RETIRED);
 }

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 
@@ -72,6 +73,42 @@ def test_output_never_goes_into_a_descriptor_of_the_tasks(start: str) -> None:
         healthy(pool)
         assert pid not in pids_of(pool), "a worker that lost its way to the owner is replaced"
         assert pool.stats()["deaths"] == 0
+
+
+@matrix("fork", "forkserver", "spawn")
+def test_output_never_goes_into_files_that_took_the_place_of_standard_streams(start: str) -> None:
+    def take_their_place() -> list[str]:
+        os.closerange(0, 1024)
+        files = [tempfile.TemporaryFile("w+") for _ in range(3)]
+        print("out")
+        sys.stdout.flush()
+        print("err", file=sys.stderr, flush=True)
+        for file in files:
+            file.seek(0)
+        return [file.read() for file in files]
+
+    with tri.Pool(1, start=start) as pool:
+        assert pool.submit(take_their_place).result(within(5)) == ["", "", ""]
+
+
+@matrix("fork", "forkserver", "spawn")
+def test_a_worker_whose_descriptors_were_closed_is_replaced_though_it_says_nothing(
+    start: str,
+) -> None:
+    def close_all() -> int:
+        os.closerange(0, 1024)
+        return os.getpid()
+
+    with tri.Pool(1, start=start) as pool:
+        for _ in range(3):
+            pid = pool.submit(close_all).result(within(5))
+            healthy(pool)
+            end = time.monotonic() + within(5)
+            while pid in pids_of(pool):
+                assert time.monotonic() < end, "the worker is still there"
+                time.sleep(0.01)
+        assert pool.stats()["deaths"] == 0
+        assert pool.submit(os.getpid).result(within(5)) != pid
 
 
 @matrix("fork", "forkserver", "spawn")
