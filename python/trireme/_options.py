@@ -60,6 +60,18 @@ def _integer(
     return min(number, high or _ENDLESS)
 
 
+def _task_options(timeout: float | None, retries: int) -> dict[str, Any]:
+    """What a facade's pool or executor adds to each submit(): only what was asked for."""
+    options: dict[str, Any] = {}
+    if timeout is not None:
+        if not timeout > 0:
+            raise ValueError("timeout must be more than 0 seconds")
+        options["timeout"] = timeout
+    if _integer("retries", retries, 0, 65535, "an int"):
+        options["retries"] = retries
+    return options
+
+
 def _spin_ns(spin: Any) -> int:
     if spin is None:
         return -1

@@ -35,7 +35,8 @@ from tasklib import square
 
 SUBMODULES = (
     "pool queues managers shared_memory connection synchronize sharedctypes context process dummy "
-    "dummy.connection reduction util spawn forkserver heap resource_sharer resource_tracker"
+    "dummy.connection reduction util spawn forkserver heap resource_sharer resource_tracker "
+    "popen_fork popen_forkserver popen_spawn_posix"
 ).split()
 
 
@@ -54,13 +55,56 @@ def test_every_name_of_the_original_is_here() -> None:
 
 
 @pytest.mark.parametrize("sub", SUBMODULES)
-def test_every_submodule_has_the_names_of_the_originals(sub: str) -> None:
-    ours, original = module(OURS, sub), module(ORIGINAL, sub)
+@pytest.mark.parametrize("door", [OURS, "trireme.multiprocess"])
+def test_every_submodule_has_the_names_of_the_originals(door: str, sub: str) -> None:
+    ours, original = module(door, sub), module(ORIGINAL, sub)
     names = getattr(original, "__all__", [n for n in vars(original) if n[0] != "_"])
     for name in names:
         assert hasattr(ours, name), name
     if sub not in ("pool", "context", "dummy", "queues", "synchronize", "heap", "sharedctypes"):
         assert ours is original
+    elif sub not in ("pool", "context", "queues"):
+        assert ours is module(OURS, sub)
+
+
+def test_submodules_of_multiprocess_are_imported_by_name(run_script: Any) -> None:
+    """By a program that has touched nothing of it before."""
+    out, _ = run_script(
+        """
+        from trireme.multiprocess.managers import BaseManager
+        import trireme.multiprocess.shared_memory as shm
+        import trireme.multiprocess.dummy.connection
+        from trireme.multiprocess import synchronize
+        import trireme.multiprocess as mp
+        import multiprocessing.managers
+        print(BaseManager is multiprocessing.managers.BaseManager, mp.shared_memory is shm)
+        print(mp.dummy.connection.Pipe.__module__, type(mp.Lock()) is synchronize.Lock)
+        try:
+            mp.nothing
+        except AttributeError as exc:
+            print(exc)
+        """
+    )
+    assert out.splitlines() == [
+        "True True",
+        "multiprocessing.dummy.connection True",
+        "module 'trireme.multiprocess' has no attribute 'nothing'",
+    ]
+
+
+def test_what_the_originals_pool_module_has_is_found_behind_ours(run_script: Any) -> None:
+    out, _ = run_script(
+        """
+        import sys
+        from trireme.multiprocessing import pool
+        print(hasattr(pool, "nothing"), "multiprocessing.pool" in sys.modules)
+        print(pool.mapstar.__module__, pool.RUN, pool.Pool.__module__, pool.queue.__name__)
+        """
+    )
+    assert out.splitlines() == [
+        "False False",
+        "multiprocessing.pool RUN trireme.multiprocessing.pool queue",
+    ]
 
 
 def test_pools_are_ours_and_the_rest_is_the_originals() -> None:

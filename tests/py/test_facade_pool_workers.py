@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import time
 from typing import Any
 
 import pytest
+import trireme as tri
 from conftest import original_keeps_forks_locks
 from facadelib import BOTH, ORIGINAL, OURS, STARTS, child_refused, module
 
@@ -204,3 +206,86 @@ def test_a_managers_proxies_work_in_tasks(door: str) -> None:
 
 def set_item(shared: Any, i: int) -> None:
     shared[i] = i * i
+
+
+# --------------------------------------------------------------------------- the two extras
+
+
+def hang_once(path: str) -> str:
+    """Hang unless somebody has made the file; make it."""
+    if not os.path.exists(path):
+        with open(path, "w"):
+            pass
+        time.sleep(600)
+    return path
+
+
+def die_once(path: str) -> str:
+    if not os.path.exists(path):
+        with open(path, "w"):
+            pass
+        os._exit(3)
+    return path
+
+
+def slow_or_not(x: int) -> int:
+    if x == 3:
+        time.sleep(600)
+    return x
+
+
+def options_of(*args: Any, **kwds: Any) -> Any:
+    return args, kwds
+
+
+@STARTS
+def test_a_time_limit_costs_its_own_item(method: str) -> None:
+    with module(OURS).get_context(method).Pool(2, timeout=1.0) as p:
+        with pytest.raises(TimeoutError, match="1"):
+            p.apply(time.sleep, (600,))
+        with pytest.raises(tri.TaskTimeout):
+            p.map(slow_or_not, range(10), 5)
+        for way in (p.imap, p.imap_unordered):
+            results = way(slow_or_not, range(10), 5)
+            got, late = [], 0
+            while True:
+                try:
+                    got.append(next(results))
+                except StopIteration:
+                    break
+                except tri.TaskTimeout:
+                    late += 1
+            assert sorted(got) == [0, 1, 2, 4, 5, 6, 7, 8, 9] and late == 1
+        # A task's own arguments of these names are its own.
+        assert p.apply(options_of, (1,), {"timeout": 2, "retries": 3}) == (
+            (1,),
+            {"timeout": 2, "retries": 3},
+        )
+
+
+@STARTS
+def test_retries_run_an_item_again(method: str, tmp_path: Any) -> None:
+    with module(OURS).get_context(method).Pool(2, retries=1) as p:
+        paths = [str(tmp_path / f"{i}") for i in range(6)]
+        assert p.map(die_once, paths, 3) == paths
+        again = str(tmp_path / "again")
+        assert p.apply(die_once, (again,)) == again
+        with pytest.raises(tri.WorkerLost):
+            p.apply(os._exit, (3,))
+    with module(OURS).Pool(1, timeout=1.0, retries=1) as p, pytest.raises(tri.TaskTimeout):
+        p.apply(hang_once, (str(tmp_path / "slow"),))
+
+
+@pytest.mark.parametrize("door", [OURS, "trireme.multiprocess"])
+def test_the_extras_are_checked(door: str) -> None:
+    mp = module(door)
+    with mp.Pool(1, timeout=20, retries=2) as p:
+        assert p.apply(options_of, (1,)) == ((1,), {})
+    for bad in ({"timeout": 0}, {"timeout": -1}, {"retries": -1}, {"retries": 1 << 16}):
+        with pytest.raises(ValueError):
+            mp.Pool(1, **bad)
+    for bad in ({"timeout": "soon"}, {"retries": 1.5}, {"retries": True}):
+        with pytest.raises(TypeError):
+            mp.Pool(1, **bad)
+    with pytest.raises(TypeError):
+        mp.Pool(1, None, (), None, 1.0)

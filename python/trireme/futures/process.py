@@ -34,7 +34,7 @@ from typing import Literal, cast
 from .. import _imports, _pool
 from .._errors import RemoteTraceback as _RemoteTraceback
 from .._errors import broken_process_pool
-from .._options import _integer
+from .._options import _task_options
 from ..multiprocessing import _born, _lend, _ways
 from ._executor import _MAX_WORKERS, _PLAIN, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
 from ._start import OwnersHandle, begin, begin_inherited, inherited
@@ -330,20 +330,14 @@ class ProcessPoolExecutor(_Executor):
                 )
         if on_crash not in ("break", "isolate"):
             raise ValueError(f"on_crash must be 'break' or 'isolate', not {on_crash!r}")
-        if timeout is not None and not timeout > 0:
-            raise ValueError("timeout must be more than 0 seconds")
-        retries = _integer("retries", retries, 0, 65535, "an int")
+        options = _task_options(timeout, retries)
         self._max_workers = max_workers
         self._mp_context = mp_context
         self._initializer = cast("Any", initializer)
         self._initargs = initargs
         self._max_tasks_per_child = max_tasks_per_child
         self._on_crash = on_crash
-        self._options: dict[str, Any] = {}
-        if timeout is not None:
-            self._options["timeout"] = timeout
-        if retries:
-            self._options["retries"] = retries
+        self._options = options
         self._known: dict[int, _Worker] = {}
         self._watcher: _Watcher | None = None
         self._set_up()

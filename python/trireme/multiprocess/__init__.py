@@ -7,7 +7,6 @@ a lambda, a closure or an instance of a class that was defined in a function.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 
 from .. import multiprocessing as _facade
@@ -27,18 +26,15 @@ globals().update(
 
 
 def __getattr__(name: str) -> Any:
-    """Submodules other than pool, queues and context are those of trireme.multiprocessing."""
+    """A submodule, or what else trireme.multiprocessing has."""
     if name.startswith("__"):
         raise AttributeError(name)
-    if name in ("pool", "queues"):
+    try:
         return import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as exc:
+        if exc.name != f"{__name__}.{name}":
+            raise
     try:
         return getattr(_facade, name)
     except AttributeError:
-        pass
-    try:
-        module = import_module(f"{_facade.__name__}.{name}")
-    except ModuleNotFoundError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    sys.modules[f"{__name__}.{name}"] = module
-    return module

@@ -29,6 +29,10 @@ from ..multiprocessing.pool import (
     ThreadPool,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 __all__ = ["Pool", "ThreadPool"]
 
 
@@ -36,3 +40,7 @@ class Pool(_facade.Pool):
     """A pool of worker processes; what tasks return may be made of code, too."""
 
     _by_name = False
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_facade, name)

@@ -390,8 +390,9 @@ class IMapIterator:
     goes on while nobody looks, after close() too.
     """
 
-    def __init__(self, native: Any, func: Any, iterable: Iterable[Any]) -> None:
+    def __init__(self, native: Any, submit: Any, func: Any, iterable: Iterable[Any]) -> None:
         self._native = native
+        self._submit = submit
         self._func = func
         self._turn = threading.Lock()
         self._futures: deque[Any] = deque()  # not yet given out
@@ -409,7 +410,7 @@ class IMapIterator:
             self._feeder.start()
 
     def _feed(self, iterable: Iterable[Any]) -> None:
-        add, submit, func, native = self._add, self._native.submit, self._func, self._native
+        add, submit, func, native = self._add, self._submit, self._func, self._native
         sent = 0
         try:
             for item in iterable:

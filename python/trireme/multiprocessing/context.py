@@ -58,11 +58,22 @@ class _WithPool(_Base):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
     ) -> _Pool:
         """Returns a process pool object"""
         from .pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+        return Pool(
+            processes,
+            initializer,
+            initargs,
+            maxtasksperchild,
+            context=self.get_context(),
+            timeout=timeout,
+            retries=retries,
+        )
 
     def Queue(self, maxsize: int = 0) -> Any:
         """Returns a queue object"""

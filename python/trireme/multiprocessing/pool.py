@@ -13,6 +13,7 @@ size below one.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import operator
 import os
@@ -25,6 +26,7 @@ from functools import partial
 
 from .. import _pickling
 from .. import _pool as _native
+from .._options import _task_options
 from . import _born, _results, _ways, _worker
 from ._lend import Lender, describe
 from ._results import ApplyResult as ApplyResult
@@ -93,6 +95,12 @@ class Pool:
     """A pool of worker processes with the original's methods.
 
     A pool that is dropped without close() or terminate() warns and is terminated.
+
+    The arguments are the original's, and two more, with which the items of maps go one by one:
+
+    timeout: seconds for each task; one that takes longer loses its worker and raises TaskTimeout,
+        which is a TimeoutError.
+    retries: how often a task is run again after its worker died.
     """
 
     _by_name = True  # results that only trireme could send fail, as in the original
@@ -104,6 +112,9 @@ class Pool:
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
     ) -> None:
         self._state = INIT
         self._ctx = context or _default_context.get_context()
@@ -120,6 +131,7 @@ class Pool:
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        self._options = _task_options(timeout, retries)
         self._processes = operator.index(processes)
         self._functions: dict[int, tuple[Any, Any]] = {}
         self._born: _born.Born | None = None
@@ -129,6 +141,8 @@ class Pool:
         self._native._future_class = Outcome
         self._teller.native = weakref.ref(self._native)
         self._submit = self._native.submit
+        if self._options:
+            self._submit = partial(self._submit, **self._options)
         self._state = RUN
 
     @staticmethod
@@ -320,6 +334,8 @@ class Pool:
         elif chunksize < 1 and items:
             # The original does nothing then, and returns a list of None.
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        if self._options:
+            chunksize = 1
         mapper = self._mapper(func, run)
         futures = []
         for first in range(0, len(items), chunksize or 1):
@@ -340,14 +356,15 @@ class Pool:
 
     def _imap(self, kind: Any, func: Any, iterable: Iterable[Any], chunksize: int) -> Any:
         self._check_running()
-        if chunksize == 1:
-            if self._born is not None:
-                func = self._born.sent_as(func)
-            return self._started(kind(self._native, func, iterable))
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        if chunksize == 1 or self._options:
+            if self._born is not None:
+                func = self._born.sent_as(func)
+            return self._started(kind(self._native, self._submit, func, iterable))
         mapper = self._mapper(func, _worker.run_chunk)
-        chunks = self._started(kind(self._native, mapper, _batches(iterable, chunksize)))
+        batches = _batches(iterable, chunksize)
+        chunks = self._started(kind(self._native, self._submit, mapper, batches))
         return (item for chunk in chunks for item in chunk)
 
     def _started(self, result: Any) -> Any:
@@ -501,9 +518,16 @@ def _debug(text: str) -> None:
         util.debug(text)
 
 
+_BEHIND = "ExceptionWithTraceback job_counter mapstar rebuild_exc starmapstar worker".split()
+
+
 def __getattr__(name: str) -> Any:
     if name in ("MaybeEncodingError", "RemoteTraceback"):
         return getattr(_results, name)
+    # What else the original's module has, for those who look behind the pool.  Pickle, which asks
+    # each module, is not to import it.
+    if name in _BEHIND or (name[:2] != "__" and "multiprocessing.pool" in sys.modules):
+        return getattr(importlib.import_module("multiprocessing.pool"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
