@@ -76,24 +76,28 @@ static void fuzz_value(const uint8_t *data, size_t size)
     Py_DECREF(v);
 }
 
-/* The items, encoded whole and one at a time, must be the same bytes and decode again. */
+/* The items, encoded whole and one at a time, must be the same bytes and decode again.  A decoder
+ * gives records that share their keys: with many long ones the whole is left to pickle. */
 static void encode_both_ways(PyObject *const *items, Py_ssize_t n)
 {
     struct tri_buf whole, stream;
     uint8_t area[64];
     struct tri_seqw w;
     PyObject **again = calloc((size_t)n + 1, sizeof *again);
+    int err;
 
     CHECK(again);
     tri_buf_init(&whole, NULL, 0);
     tri_buf_init(&stream, area, sizeof area);
-    CHECK(tri_encode_seq(&whole, items, n) == TRI_ENC_OK);
+    err = tri_encode_seq(&whole, items, n);
+    CHECK(err == TRI_ENC_OK || err == TRI_ENC_NOT_SIMPLE);
     tri_seqw_init(&w, &stream, n / 2);
     for (Py_ssize_t i = 0; i < n; i++)
         CHECK(tri_seqw_add(&w, items[i]) == TRI_ENC_OK);
     CHECK(tri_seqw_finish(&w) == 0);
-    CHECK(whole.len == stream.len && memcmp(whole.p, stream.p, whole.len) == 0);
-    CHECK(tri_decode_seq(whole.p, whole.len, again, n) == 0);
+    if (err == TRI_ENC_OK)
+        CHECK(whole.len == stream.len && memcmp(whole.p, stream.p, whole.len) == 0);
+    CHECK(tri_decode_seq(stream.p, stream.len, again, n) == 0);
     for (Py_ssize_t i = 0; i < n; i++)
         Py_DECREF(again[i]);
     free(again);

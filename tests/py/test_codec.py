@@ -404,6 +404,18 @@ class Sequences(unittest.TestCase):
         self.assertIsNot(back[0], back[1])
         self.assertIsNone(C._encode_seq([(x, x)]))
 
+    def test_items_that_share_much_are_left_to_pickle(self) -> None:
+        table = {f"k{i}": [i] * 3 for i in range(200)}
+        long = ["x" * 2000, "\xe9" * 500, b"y" * 900]
+        for shared in (table, list(range(100)), ("x" * 60,) * 3, *long):
+            self.assertIsNone(C._encode_seq([(shared, i) for i in range(1000)]))
+            self.assertIsNone(C._encode_seq([shared] * 1000))
+            for few in ([(shared, i) for i in range(3)], [shared] * 3):
+                self.assertTrue(same(C._decode_seq(C._encode_seq(few), 3), few))
+            apart = [(C._decode(C._encode(shared)), i) for i in range(100)]
+            self.assertTrue(same(C._decode_seq(C._encode_seq(apart), 100), apart))
+        self.assertIsNotNone(C._encode_seq([(("a", 1), {}) for _ in range(10000)]))
+
     def test_records_share_their_keys(self) -> None:
         items = [{"name": i, "k" * 64: i} for i in range(10)]
         for read in (C._decode_seq, C._decode_stream):

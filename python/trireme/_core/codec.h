@@ -82,7 +82,8 @@ enum {
  * cycles.  Values written here keep that promise by refusal: a value in which one tuple, list or
  * dict (other than the empty tuple) is reached twice is NOT_SIMPLE.  Sharing of ints, floats, str
  * and bytes is not kept; it shows only through `is`.  The promise is per value: items of a
- * sequence that share a list come back with a copy each.
+ * sequence that share a list come back with a copy each, unless they share so much that the
+ * sequence is NOT_SIMPLE.
  *
  * No user code runs.  References are borrowed for the duration of the call.
  *
@@ -111,7 +112,8 @@ PyObject *tri_decode(const uint8_t *p, size_t n, size_t *used);
 /*
  * Append n values as one sequence, as a column when all are ints of 64 bits or all are floats.
  *
- * @return as tri_encode.  NOT_SIMPLE when any item is: the caller pickles the whole chunk.
+ * @return as tri_encode.  NOT_SIMPLE when any item is, or when several items hold so much that
+ *         is the same: the caller pickles the whole chunk, in which each object is once.
  */
 int tri_encode_seq(struct tri_buf *b, PyObject *const *items, Py_ssize_t n);
 

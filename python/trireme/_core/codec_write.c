@@ -158,13 +158,51 @@ static int seen_add(struct seen *s, PyObject *v)
     return TRI_ENC_OK;
 }
 
+/* ------------------------------------------------------------------ what items share */
+
+/*
+ * Objects that several items of a sequence hold, like the table in each of its tuples, are written
+ * again for each.  Pickle writes them once; so when as much as AGAIN_BYTES was written in vain, the
+ * whole is left to it: 5,000 pairs of the same table of 200 rows took 120 ms and take 8.  A few of
+ * those met lately are enough to know: what is forgotten costs time only.
+ */
+#define SHARED_LEAST 48
+#define AGAIN_BYTES (16 << 10)
+
+struct again {
+    size_t bytes;
+    PyObject *met[16];
+};
+
+/* After v was written in n bytes.  Is it time to give up? */
+static __attribute__((noinline)) bool again_many(struct again *a, PyObject *v, size_t n)
+{
+    PyObject **at = &a->met[seen_hash(v) & 15];
+
+    if (*at == v)
+        a->bytes += n;
+    *at = v;
+    return a->bytes >= AGAIN_BYTES;
+}
+
 /* ------------------------------------------------------------------ encoding one value */
 
 struct enc {
     struct tri_buf *b;
-    size_t start; /* the buffer's length before the value */
+    size_t start;        /* the buffer's length before the value */
+    struct again *again; /* NULL: the value is not one of many, all of them alive */
     struct seen seen;
 };
+
+/* v was written from `from` on. */
+INLINE int written(struct enc *e, PyObject *v, size_t from)
+{
+    size_t n = e->b->len - from;
+
+    if (LIKELY(n < SHARED_LEAST || !e->again || Py_REFCNT(v) == 1))
+        return TRI_ENC_OK;
+    return again_many(e->again, v, n) ? TRI_ENC_NOT_SIMPLE : TRI_ENC_OK;
+}
 
 static int encode_container(struct enc *e, PyObject *v, PyTypeObject *type, int depth);
 
@@ -183,9 +221,11 @@ INLINE uint8_t *put_length(uint8_t *q, uint8_t short_tag, uint8_t long_tag, size
     return q + 5;
 }
 
-INLINE int encode_raw(struct tri_buf *b, uint8_t short_tag, uint8_t long_tag, const void *data,
-                      size_t n)
+INLINE int encode_raw(struct enc *e, PyObject *v, uint8_t short_tag, uint8_t long_tag,
+                      const void *data, size_t n)
 {
+    struct tri_buf *b = e->b;
+    size_t from = b->len;
     uint8_t *q;
 
     if (UNLIKELY(n > TRI_ENC_STR_BYTES))
@@ -195,11 +235,12 @@ INLINE int encode_raw(struct tri_buf *b, uint8_t short_tag, uint8_t long_tag, co
     q = put_length(b->p + b->len, short_tag, long_tag, n);
     memcpy(q, data, n);
     b->len = (size_t)(q + n - b->p);
-    return TRI_ENC_OK;
+    return written(e, v, from);
 }
 
-static __attribute__((noinline)) int encode_wide_str(struct tri_buf *b, PyObject *v)
+static __attribute__((noinline)) int encode_wide_str(struct enc *e, PyObject *v)
 {
+    struct tri_buf *b = e->b;
     uint32_t n = (uint32_t)PyUnicode_GET_LENGTH(v);
     size_t kind = (size_t)PyUnicode_KIND(v), size;
     uint8_t *q;
@@ -214,7 +255,7 @@ static __attribute__((noinline)) int encode_wide_str(struct tri_buf *b, PyObject
     memcpy(q + 1, &n, 4);
     memcpy(q + 5, PyUnicode_DATA(v), size);
     b->len += 5 + size;
-    return TRI_ENC_OK;
+    return written(e, v, b->len - 5 - size);
 }
 
 /* Any value.  In line here is what is frequent; depth counts the containers around v. */
@@ -245,9 +286,9 @@ INLINE int encode_value(struct enc *e, PyObject *v, int depth)
             return TRI_ENC_ERROR;
 #endif
         if (LIKELY(PyUnicode_IS_ASCII(v)))
-            return encode_raw(b, T_ASCII8, T_ASCII, PyUnicode_DATA(v),
+            return encode_raw(e, v, T_ASCII8, T_ASCII, PyUnicode_DATA(v),
                               (size_t)PyUnicode_GET_LENGTH(v));
-        return encode_wide_str(b, v);
+        return encode_wide_str(e, v);
     }
     if (type == &PyTuple_Type || type == &PyList_Type || type == &PyDict_Type)
         return encode_container(e, v, type, depth);
@@ -258,7 +299,8 @@ INLINE int encode_value(struct enc *e, PyObject *v, int depth)
         return TRI_ENC_OK;
     }
     if (type == &PyBytes_Type)
-        return encode_raw(b, T_BYTES8, T_BYTES, PyBytes_AS_STRING(v), (size_t)PyBytes_GET_SIZE(v));
+        return encode_raw(e, v, T_BYTES8, T_BYTES, PyBytes_AS_STRING(v),
+                          (size_t)PyBytes_GET_SIZE(v));
     if (type == &PyComplex_Type) {
         Py_complex c = ((PyComplexObject *)v)->cval;
 
@@ -319,7 +361,8 @@ INLINE bool may_come_again(PyObject *v, int depth)
 static int encode_container(struct enc *e, PyObject *v, PyTypeObject *type, int depth)
 {
     struct tri_buf *b = e->b;
-    PyObject *copy = NULL;
+    PyObject *copy = NULL, *whole = v;
+    size_t from = b->len;
     Py_ssize_t n;
     uint8_t tag;
     int err;
@@ -372,12 +415,13 @@ static int encode_container(struct enc *e, PyObject *v, PyTypeObject *type, int 
         err = encode_items(e, ((PyListObject *)v)->ob_item, n, depth + 1);
 done:
     Py_XDECREF(copy);
-    return err;
+    return err ? err : written(e, whole, from);
 }
 
-INLINE void enc_begin(struct enc *e, struct tri_buf *b)
+INLINE void enc_begin(struct enc *e, struct tri_buf *b, struct again *again)
 {
     e->b = b;
+    e->again = again;
     e->start = b->len;
     e->seen.n = 0;
     e->seen.cap = 0;
@@ -390,12 +434,12 @@ INLINE void enc_end(struct enc *e)
         free(e->seen.tab);
 }
 
-INLINE int encode_one(struct tri_buf *b, PyObject *v)
+INLINE int encode_one(struct tri_buf *b, PyObject *v, struct again *again)
 {
     struct enc e;
     int err;
 
-    enc_begin(&e, b);
+    enc_begin(&e, b, again);
     err = encode_value(&e, v, 0);
     enc_end(&e);
     if (UNLIKELY(err))
@@ -405,7 +449,7 @@ INLINE int encode_one(struct tri_buf *b, PyObject *v)
 
 int tri_encode(struct tri_buf *b, PyObject *v)
 {
-    return encode_one(b, v);
+    return encode_one(b, v, NULL);
 }
 
 /* ------------------------------------------------------------------ writing sequences */
@@ -450,8 +494,10 @@ static int retag(struct tri_buf *b, size_t column, Py_ssize_t count, int form)
 
 static int encode_tagged(struct tri_buf *b, PyObject *const *items, Py_ssize_t n, size_t head)
 {
+    struct again again = {0, {NULL}};
+
     for (Py_ssize_t i = 0; i < n; i++) {
-        int err = encode_one(b, items[i]);
+        int err = encode_one(b, items[i], &again);
 
         if (UNLIKELY(err))
             return err;
@@ -467,7 +513,7 @@ static int encode_together(struct tri_buf *b, PyObject *const *items, Py_ssize_t
     struct enc e;
     int err = TRI_ENC_OK;
 
-    enc_begin(&e, b);
+    enc_begin(&e, b, NULL);
     for (Py_ssize_t i = 0; i < n && !err; i++) {
         e.start = b->len;
         err = encode_value(&e, items[i], 0);
@@ -594,7 +640,7 @@ static __attribute__((noinline)) int seqw_add_tagged(struct tri_seqw *w, PyObjec
         w->form = SEQ_TAGGED;
     }
     before = b->len;
-    err = encode_one(b, v);
+    err = encode_one(b, v, NULL);
     if (UNLIKELY(err))
         return err;
     if (UNLIKELY(b->len - w->head > TRI_ENC_SEQ_BYTES)) {
