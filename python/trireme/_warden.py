@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from _signal import SIG_BLOCK, SIGCHLD, SIGINT, SIGTERM, pthread_sigmask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,7 +177,8 @@ def _above_two(fd: int) -> int:
 
 
 def _surroundings() -> dict[str, Any]:
-    return {"environ": dict(os.environ), "cwd": folder(), "path": search_path()}
+    mask = sorted(n for n in pthread_sigmask(SIG_BLOCK, ()) if n != SIGINT)
+    return {"environ": dict(os.environ), "cwd": folder(), "path": search_path(), "mask": mask}
 
 
 def news() -> dict[str, Any]:
@@ -196,7 +198,6 @@ def _start(spawn: bool) -> None:
     if _main >= 0:
         os.close(_main)  # of the process that we are a fork of
         _main = -1
-    import signal
     import socket
 
     from . import _core, _limits
@@ -231,8 +232,8 @@ def _start(spawn: bool) -> None:
             [*base, code],
             env,
             file_actions=actions,
-            setsigmask=[signal.SIGINT],
-            setsigdef=[signal.SIGCHLD, signal.SIGTERM],
+            setsigmask=[SIGINT, *given["mask"]],
+            setsigdef=[SIGCHLD, SIGTERM],
         )
     except BaseException:
         os.close(ours)

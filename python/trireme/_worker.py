@@ -22,6 +22,7 @@ import os
 import sys
 import types
 from _signal import SIG_BLOCK, SIG_SETMASK
+from _signal import pthread_sigmask as _pthread_sigmask
 from _thread import RLock, get_ident
 
 from . import _core, _pickling
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    Send = Callable[[int, bytes], object]
+    Send = Callable[[int, bytes], object]  # False: the way is closed
 
 STDOUT = 1
 STDERR = 2
 LOG = 3
 
 _PENDING_MAX = 64 * 1024  # bytes of an unfinished line that are kept back
-_RECORD_MAX = 64 * 1024  # bytes in one record
+_RECORD_MAX = 32 * 1024  # bytes in one record: one datagram, TRI_OUTPUT_PIECE of pool/worker.h
 
 pid = 0  # of the worker that this is; a child of it has another.  See _pool._default_workers()
 imports_around = 0  # its pool.  See _pool._imports_around()
@@ -201,9 +202,8 @@ class _Stream(io.TextIOBase):
     def _out(self, data: bytes) -> None:
         for i in range(0, len(data), _RECORD_MAX):
             piece = data[i : i + _RECORD_MAX] if len(data) > _RECORD_MAX else data
-            try:
-                self._send(self._number, piece)
-            except Exception:
+            # What a signal's handler raises in there is the task's.
+            if self._send(self._number, piece) is False:
                 self._write_fd(self._number, piece)
 
     def _write_fd(self, number: int, data: bytes) -> None:
@@ -212,8 +212,10 @@ class _Stream(io.TextIOBase):
                 return  # a task has closed it, and somebody else's may have its number
             while data:
                 data = data[os.write(self._fd, data) :]
-        except OSError:
-            pass  # nobody is left to read it
+        except OSError as exc:
+            if exc.errno is None:  # of a signal's handler
+                raise
+            # nobody is left to read it
 
 
 class _Binary(io.BufferedIOBase):
@@ -328,10 +330,11 @@ def _forward_logging(send: Send, config: dict[str, Any]) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             """Send the record; a record that cannot be sent is dropped."""
             try:
-                if os.getpid() == pid:
-                    send(LOG, _encode_record(record))
+                data = _encode_record(record)
             except Exception:
-                pass
+                return
+            if os.getpid() == pid:
+                send(LOG, data)
 
     pid = os.getpid()
     root = logging.getLogger()
@@ -452,10 +455,12 @@ def begin(info: dict[str, Any]) -> None:
     Keys of *info*, each optional:
 
     output       callable send(stream: int, data: bytes), stream 1 stdout, 2 stderr, 3 a log
-                 record; absent: sys.stdout and sys.stderr stay, line-buffered
+                 record, False when the way is closed; absent: sys.stdout and sys.stderr stay,
+                 line-buffered
     logging      what _output.logging_config() gave at the owner, None for no forwarding
     path, argv   lists for sys.path and sys.argv
     environ      the owner's environment as a dict; cwd, its current folder
+    mask         the signals that the owner blocks, a list
     settings     what _settings.changed() gave at the owner
     threads      BLAS/OpenMP threads for this worker; None for no limit
     imports_around  in how many modules' imports, one in another's worker, the pool was opened
@@ -480,6 +485,9 @@ def begin(info: dict[str, Any]) -> None:
     argv = info.get("argv")
     if argv is not None:
         sys.argv[:] = argv
+    mask = info.get("mask")
+    if mask is not None:
+        (_set_mask or _pthread_sigmask)(SIG_SETMASK, mask)
     ready, _ready = _ready, None  # a fork of this worker that is a worker itself has its own
     if ready is None:
         _disown()

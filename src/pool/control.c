@@ -174,7 +174,7 @@ static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd, const st
                                      .handlers_ns = p->cfg.start_timeout_ns,
                                      .hooks = h};
     char name[16] = "";
-    sigset_t all, old;
+    sigset_t all;
     int err = 0;
     pid_t pid;
 
@@ -183,7 +183,7 @@ static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd, const st
     tri_pass_on_prepare();
     if (h->before_fork)
         h->before_fork(h->ctx);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_sigmask(SIG_SETMASK, &all, &start.mask);
     /* Named before it is born: when this is a task that opens a pool, the warden of our own pool
      * must not take it for something that a dead worker left behind. */
     prctl(PR_GET_NAME, name);
@@ -199,7 +199,7 @@ static pid_t fork_twice(struct tri_pool *p, int pool_fd, int output_fd, const st
     if (pid < 0)
         err = -errno;
     prctl(PR_SET_NAME, name);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_sigmask(SIG_SETMASK, &start.mask, NULL);
     if (h->after_fork_parent)
         h->after_fork_parent(h->ctx);
     if (start.owner_pidfd >= 0)

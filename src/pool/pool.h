@@ -119,11 +119,11 @@ bool tri_worker_help_any(struct tri_pool *p);
 /* Leave a note of at most TRI_WORKER_NOTE bytes for the owner: why begin() failed. */
 void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes);
 /* In a handler of the signal that this process dies of: leave what can be read from fd for the
- * owner.  For skip see the layout. */
-void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip);
-/* Send (stream, bytes) to the owner, in pieces; blocks while the owner is slow.  False: this
- * process has no socket any more. */
-bool tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n);
+ * owner; `first` begins the part that is to be there in any case.  For skip see the layout. */
+void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip, const char *first);
+/* Send (stream, bytes) to the owner, in pieces; blocks while the owner is slow.  0; -EBADF: this
+ * process has no socket any more; -EINTR: a signal came before anything was sent. */
+int tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n);
 
 /* exit codes by which a worker tells the warden what happened */
 #define TRI_EXIT_RETIRED 76 /* max_tasks reached: replace me */
@@ -174,6 +174,7 @@ struct tri_warden_start {
     int owner_pidfd;        /* -1: none; the sockets' end tells */
     struct tri_segment seg; /* forked warden: already mapped */
     int output_fd;
+    sigset_t mask;              /* forked warden: the program's own signal mask */
     const struct tri_msg *open; /* forked warden: what TRI_M_OPEN would say; NULL: that will come */
     const struct tri_hooks *hooks;
     int64_t handlers_ns; /* longest time that after_fork_child may take; 0: any */
@@ -182,9 +183,10 @@ struct tri_warden_start {
 /* The warden's whole life; does not return. */
 _Noreturn void tri_warden_run(const struct tri_warden_start *start);
 
-/* warden_signals.c: a descriptor that is readable after deaths.  The two in a worker: before it
- * runs code of others, and when that is over or it is about to exec. */
-int tri_warden_signals(void);
+/* warden_signals.c: a descriptor that is readable after deaths.  mask: what workers are to block;
+ * NULL: what this process blocks.  The two in a worker: before it runs code of others, and when
+ * that is over or it is about to exec. */
+int tri_warden_signals(const sigset_t *mask);
 void tri_worker_signals_begin(void);
 void tri_worker_signals_end(bool execs);
 

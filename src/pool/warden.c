@@ -372,7 +372,7 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
         for (uint32_t i = 0; i < wd->n; i++) {
             struct child *c = &wd->child[i];
             struct tri_msg m = {.type = TRI_M_DIED, .worker = i, .gen = c->gen, .pid = pid};
-            bool retired, failed, clean, starting, stuck;
+            bool left, retired, failed, clean, starting, stuck;
             uint32_t at;
 
             if (c->pid != pid)
@@ -385,8 +385,10 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
                 tell(wd, &m);
                 return false;
             }
+            at = tri_load_acq(&wd->view.worker[i].status);
+            left = at == TRI_W_LEFT;
             /* It left because the pool closes?  The word of that came before, and may wait. */
-            if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && wd->fd >= 0)
+            if ((left || (WIFEXITED(status) && WEXITSTATUS(status) == 0)) && wd->fd >= 0)
                 hear(wa, wd);
             c->pid = 0;
             wd->alive--;
@@ -394,15 +396,14 @@ static bool reap_one(struct warden *wa, pid_t pid, int status)
             m.signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
             m.exitcode = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
             m.oom = m.signal == SIGKILL && !c->asked && oom_acted(wa);
-            at = tri_load_acq(&wd->view.worker[i].status);
             starting = at == TRI_W_FORKED || at == TRI_W_STARTING;
-            retired = at == TRI_W_RETIRED; /* however it ended: all its tasks have */
+            retired = left || at == TRI_W_RETIRED; /* however it ended: all its tasks have */
             /* A task may call exit() with any number: the code counts only where it can be ours. */
             failed = !m.signal && m.exitcode == TRI_EXIT_BEGIN && at == TRI_W_STARTING;
             stuck = at == TRI_W_FORKED && wa->start->handlers_ns &&
                     (m.signal == SIGKILL || m.signal == SIGALRM) &&
                     tri_now_ns() - c->born_ns >= wa->start->handlers_ns;
-            clean = !m.signal && m.exitcode == 0 && wd->closing;
+            clean = (left || (!m.signal && m.exitcode == 0)) && wd->closing;
             m.err = retired;
             tell(wd, &m);
             if (failed) {
@@ -587,7 +588,7 @@ _Noreturn void tri_warden_run(const struct tri_warden_start *start)
     wa->start = start;
     wa->main_fd = start->main_fd;
     wa->owner_pidfd = start->owner_pidfd;
-    wa->sigfd = tri_warden_signals();
+    wa->sigfd = tri_warden_signals(start->pool_fd >= 0 ? &start->mask : NULL);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     prctl(PR_SET_NAME, "trireme-warden");
     if (start->pool_fd >= 0) {

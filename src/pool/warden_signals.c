@@ -8,7 +8,8 @@
  *
  * What is so for the warden is not its workers' to inherit, nor their children's.  A worker has
  * what the program had that it is a copy of, handlers included (faulthandler's among them), but for
- * three: SIGINT and SIGQUIT do nothing there, SIGCHLD is the default.
+ * three: SIGINT and SIGQUIT do nothing there (if the program ignores them, they are ignored),
+ * SIGCHLD is the default.  It blocks what the program blocks, but not SIGINT.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,6 +22,8 @@
 /* Where signalfd is refused, a pipe that the handler of SIGCHLD writes to takes its place. */
 static int child_pipe = -1;
 static struct sigaction was[NSIG]; /* what each signal did in the program */
+static sigset_t blocked;           /* and which of them it blocks */
+static bool known;                 /* both are: this is a warden, or a fork of one */
 
 /* A signal that does nothing, rather than SIG_IGN, which programs started by tasks would inherit:
  * Ctrl-C is the owner's business. */
@@ -65,13 +68,19 @@ static bool stays_default(int sig)
     return false;
 }
 
-int tri_warden_signals(void)
+int tri_warden_signals(const sigset_t *mask)
 {
     struct sigaction dfl = {.sa_handler = SIG_DFL}, ign = {.sa_handler = SIG_IGN};
     struct sigaction none = {.sa_handler = nothing, .sa_flags = SA_RESTART};
     sigset_t chld;
     int fd;
 
+    if (mask)
+        blocked = *mask;
+    else
+        sigprocmask(SIG_SETMASK, NULL, &blocked);
+    sigdelset(&blocked, SIGINT);
+    known = true;
     for (int s = 1; s < NSIG; s++)
         if (sigaction(s, NULL, &was[s]) == 0 && was[s].sa_handler != SIG_IGN)
             sigaction(s, stays_default(s) ? &dfl : &none, NULL);
@@ -103,13 +112,24 @@ void tri_worker_signals_begin(void)
 
 void tri_worker_signals_end(bool execs)
 {
-    struct sigaction sa = {.sa_handler = nothing, .sa_flags = SA_RESTART};
+    struct sigaction sa = {.sa_handler = nothing, .sa_flags = SA_RESTART}, now;
     sigset_t mask;
 
-    sigemptyset(&mask);
-    if (execs)
+    if (known)
+        mask = blocked;
+    else /* started by an exec */
+        sigprocmask(SIG_SETMASK, NULL, &mask);
+    sigaction(SIGINT, NULL, &now);
+    if (known)
+        now = was[SIGINT];
+    if (execs) {
+        if (now.sa_handler != SIG_IGN)
+            signal(SIGINT, SIG_DFL);
         sigaddset(&mask, SIGINT); /* until the program there has its own handler */
-    else
-        sigaction(SIGINT, &sa, NULL);
+    } else {
+        sigdelset(&mask, SIGINT);
+        if (now.sa_handler != SIG_IGN)
+            sigaction(SIGINT, &sa, NULL);
+    }
     sigprocmask(SIG_SETMASK, &mask, NULL);
 }

@@ -140,16 +140,61 @@ void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes)
     tri_store_rel(&line->note_len, (uint32_t)bytes);
 }
 
-/* Async-signal-safe. */
-void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip)
+static size_t read_more(int fd, char *to, size_t got, size_t room)
 {
-    struct tri_worker_line *line = &w->view.worker[w->id];
-    size_t got = 0;
     ssize_t n;
 
-    tri_store_rel(&line->last_pid, 0);
-    while (got < TRI_WORKER_LAST && (n = read(fd, line->last + got, TRI_WORKER_LAST - got)) > 0)
+    while (got < room && (n = read(fd, to + got, room - got)) > 0)
         got += (size_t)n;
+    return got;
+}
+
+/* Of what is too much for `to`: its beginning, then `rest` bytes from `at` on, and what follows. */
+static size_t keep_part(int fd, char *to, size_t room, const char *at, size_t rest)
+{
+    static const char dots[] = "  ...\n\n";
+    size_t cut = room / 2;
+
+    while (cut > 0 && to[cut - 1] != '\n')
+        cut--;
+    memmove(to + cut + sizeof dots - 1, at, rest);
+    memcpy(to + cut, dots, sizeof dots - 1);
+    return read_more(fd, to, cut + sizeof dots - 1 + rest, room);
+}
+
+/* Read what there is; where that is too much, its beginning and what begins with `first`. */
+static size_t read_last(int fd, char *to, size_t room, const char *first)
+{
+    size_t got = read_more(fd, to, 0, room), len = strlen(first), kept = 0;
+    char buf[512], *at = memmem(to, got, first, len);
+    ssize_t n;
+
+    if (got < room || (at && at < to + room / 2))
+        return got;
+    if (at)
+        return keep_part(fd, to, room, at, (size_t)(to + got - at));
+    memcpy(buf, to + got - len, len); /* it may begin there */
+    kept = len;
+    while ((n = read(fd, buf + kept, sizeof buf - kept)) > 0) {
+        size_t have = kept + (size_t)n;
+
+        at = memmem(buf, have, first, len);
+        if (at)
+            return keep_part(fd, to, room, at, have - (size_t)(at - buf));
+        kept = have < len ? have : len;
+        memmove(buf, buf + have - kept, kept);
+    }
+    return got;
+}
+
+/* Async-signal-safe. */
+void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip, const char *first)
+{
+    struct tri_worker_line *line = &w->view.worker[w->id];
+    size_t got;
+
+    tri_store_rel(&line->last_pid, 0);
+    got = read_last(fd, (char *)line->last, TRI_WORKER_LAST, first);
     line->last_skip = skip;
     tri_store_rel(&line->last_len, (uint32_t)got);
     tri_store_rel(&line->last_pid, getpid());
@@ -168,14 +213,14 @@ bool tri_worker_output_ok(struct tri_worker *w)
     return false;
 }
 
-bool tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n)
+int tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n)
 {
     struct tri_worker_line *line = &w->view.worker[w->id];
     const uint8_t *p = bytes;
     struct tri_output_head head = {stream, (int32_t)getpid(), 0};
 
     if (!tri_worker_output_ok(w))
-        return false;
+        return -EBADF;
     while (n) {
         size_t piece = n < TRI_OUTPUT_PIECE ? n : TRI_OUTPUT_PIECE;
         struct iovec iov[2] = {{&head, sizeof head}, {(void *)(uintptr_t)p, piece}};
@@ -186,13 +231,16 @@ bool tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes,
             if (errno == EINTR)
                 continue;
             if (errno != EAGAIN && errno != ENOBUFS)
-                return true; /* the owner is gone; so are we, soon */
+                return 0; /* the owner is gone; so are we, soon */
             /* The owner is behind: let it know, then wait for room. */
             tri_wake_owner(&w->view);
-            if (sendmsg(w->output_fd, &msg, MSG_NOSIGNAL) < 0 && errno != EINTR)
-                return true;
-            if (errno == EINTR)
+            if (sendmsg(w->output_fd, &msg, MSG_NOSIGNAL) < 0) {
+                if (errno != EINTR)
+                    return 0;
+                if (p == bytes)
+                    return -EINTR;
                 continue;
+            }
         }
         p += piece;
         n -= piece;
@@ -201,7 +249,7 @@ bool tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes,
         if (tri_load_sc(&w->view.ctl->want) != TRI_WANT_NONE)
             tri_wake_owner(&w->view);
     }
-    return true;
+    return 0;
 }
 
 /* ------------------------------------------------------------------ running */
@@ -511,6 +559,8 @@ void tri_worker_loop(struct tri_worker *w)
             goto retire;
     }
 leave:
+    if (w->process)
+        tri_store_rel(&line->status, TRI_W_LEFT);
     if (w->hooks->end)
         w->hooks->end(w);
     return;

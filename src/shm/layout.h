@@ -159,6 +159,7 @@ enum tri_worker_status {
     TRI_W_STARTING = 1, /* attached; its initializer runs */
     TRI_W_READY = 2,
     TRI_W_RETIRED = 3, /* max_tasks reached; it exits by itself */
+    TRI_W_LEFT = 5,    /* the pool closes and has nothing more to do; it exits by itself */
     TRI_W_FORKED = 4,  /* the program's own handlers of a fork run, or another interpreter starts */
 };
 

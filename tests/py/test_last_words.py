@@ -136,6 +136,67 @@ def test_a_child_of_a_task_is_no_worker(plain: Any, capfd: Any) -> None:
     assert capfd.readouterr().err == ""
 
 
+def fork_and_ask(path: str) -> int:
+    pid = os.fork()
+    if pid == 0:
+        with open(path, "w") as file:
+            faulthandler.enable(file)
+            read_nothing()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_child_of_a_task_may_enable_faulthandler(plain: Any, tmp_path: Any) -> None:
+    path = tmp_path / "told"
+    assert plain.submit(fork_and_ask, str(path)).result(PATIENCE) == -signal.SIGSEGV
+    assert "read_nothing" in path.read_text()
+
+
+def the_culprit(others: int, thread: bool) -> None:
+    stop = threading.Event()
+    for _ in range(others):
+        threading.Thread(target=stop.wait, daemon=True).start()
+    if thread:
+        other = threading.Thread(target=read_nothing)
+        other.start()
+        other.join()
+    read_nothing()
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_of_many_threads_the_one_that_crashed_is_there(plain: Any, thread: bool) -> None:
+    """faulthandler names the latest first, and the main thread last."""
+    for others in (4, 16, 30, 60):
+        exc = lost(plain.submit(the_culprit, others, thread))
+        assert exc.stack.count("Current thread") == 1
+        at = exc.stack.index("Current thread")
+        assert "in read_nothing" in exc.stack[at:].split("\n\n")[0]
+        assert len(exc.stack) <= 8200
+
+
+def use_up_descriptors() -> None:
+    try:
+        while True:
+            os.dup(0)
+    except OSError:
+        pass
+    read_nothing()
+
+
+def lower_the_limit(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    os.dup2(fd, min(most, 1024) - 1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    read_nothing()
+
+
+def test_a_task_may_use_up_its_descriptors(plain: Any, tmp_path: Any) -> None:
+    assert frames(lost(plain.submit(use_up_descriptors)))[-1] == "use_up_descriptors"
+    path = tmp_path / "file"
+    lost(plain.submit(lower_the_limit, str(path)))
+    assert path.read_bytes() == b""
+
+
 def close_all() -> None:
     os.closerange(3, 10000)
     read_nothing()

@@ -28,10 +28,10 @@ class Wire:
         self.records: list[tuple[int, bytes]] = []
         self.broken = False
 
-    def __call__(self, stream: int, data: bytes) -> None:
-        if self.broken:
-            raise BrokenPipeError
-        self.records.append((stream, data))
+    def __call__(self, stream: int, data: bytes) -> bool:
+        if not self.broken:
+            self.records.append((stream, data))
+        return not self.broken
 
 
 @pytest.fixture
@@ -147,6 +147,20 @@ def test_without_an_owner_text_goes_to_the_descriptor(
     assert os.read(fd[0], 100) == b"lost?\n"
     os.close(fd[1])
     print("nobody reads this", file=stream)
+
+
+def test_what_is_raised_while_text_is_sent_comes_out(fd: tuple[int, int]) -> None:
+    """By a signal's handler, as time limits do."""
+
+    def send(stream: int, data: bytes) -> bool:
+        raise TimeoutError("of a handler")
+
+    stream = _Stream(1, fd[1], send)
+    with pytest.raises(TimeoutError, match="of a handler"):
+        print("x", file=stream)
+    os.set_blocking(fd[0], False)
+    with pytest.raises(BlockingIOError):
+        os.read(fd[0], 100)
 
 
 def test_a_fork_of_the_worker_writes_for_itself(

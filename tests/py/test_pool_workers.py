@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -105,6 +106,29 @@ def first_draws(pool: Any, draw: Callable[[], float]) -> list[float]:
 
     until(all_drew)
     return list(first.values())
+
+
+def end_by(how: str) -> None:
+    if how == "exit":
+        os._exit(1)
+    os.kill(os.getpid(), getattr(signal, how))
+
+
+def at_its_end(how: str) -> None:
+    from multiprocessing import util
+
+    util.Finalize(None, end_by, (how,), exitpriority=1)
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGSEGV"])
+@pytest.mark.parametrize("way", PROCESSES)
+def test_a_worker_that_dies_as_it_ends_is_not_replaced(way: str, how: str) -> None:
+    pool = open_pool(way, initializer=at_its_end, initargs=(how,))
+    assert pool.map(abs, range(-9, 0)) == list(range(9, 0, -1))
+    pool.close()
+    pool.join()
+    stats = pool.stats()
+    assert (stats["deaths"], stats["restarts"]) == (0, 0)
 
 
 def test_random_numbers_differ_between_workers_and_from_the_owner(processes: Any) -> None:

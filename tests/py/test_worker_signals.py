@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trireme as tri
-from conftest import PROCESSES, open_pool, until
+from conftest import PROCESSES, open_pool, pids_of, until
 from facadelib import BOTH, module
 
 PATIENCE = 60
@@ -214,3 +214,107 @@ with tri.Pool(1, start=sys.argv[1]) as pool:
         start,
     )
     assert (out, err) == ("True\n", "")
+
+
+@STARTS
+def test_programs_that_tasks_start_ignore_what_the_program_ignores(
+    start: str, run_script: Any
+) -> None:
+    """A background job of a shell ignores Ctrl-C, and so does what it starts."""
+    out, _ = run_script(
+        """
+import os, signal, subprocess, sys
+if len(sys.argv) == 2:
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    os.execv(sys.executable, [sys.executable, *sys.argv, "again"])
+import trireme as tri
+def survive(number):
+    code = f"import os; os.kill(os.getpid(), {number}); print('survived')"
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE).stdout
+with tri.Pool(1, start=sys.argv[1]) as pool:
+    print(pool.map(survive, [int(signal.SIGINT), int(signal.SIGQUIT)]))
+""",
+        start,
+    )
+    assert out == str([b"survived\n"] * 2) + "\n"
+
+
+def blocked() -> set[int]:
+    return {int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+
+
+def blocks(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(status.split("SigBlk:")[1].split()[0], 16)
+    return bool(mask >> (number - 1) & 1)
+
+
+@STARTS
+def test_workers_block_what_the_program_blocks(start: str) -> None:
+    numbers = {signal.SIGUSR1, signal.SIGALRM, signal.SIGTERM}
+    with open_pool(start, 1) as pool:  # a fork server is there before
+        assert pool.submit(blocked).result(PATIENCE) == set()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        try:
+            with open_pool(start, 2) as inner:
+                pids = set(pids_of(inner))
+                for pid in pids:
+                    until(lambda: blocks(pid, signal.SIGUSR1))  # noqa: B023
+                    os.kill(pid, signal.SIGUSR1)
+                assert inner.submit(blocked).result(PATIENCE) == {int(n) for n in numbers}
+                assert inner.map(abs, range(-9, 0)) == list(range(9, 0, -1))
+                assert set(pids_of(inner)) == pids
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with open_pool(start, 1) as pool:
+            assert pool.submit(blocked).result(PATIENCE) == set()
+
+
+# ------------------------------------------------------------------------- time limits of tasks
+
+
+class Limit(Exception):
+    """Of a task's own, by SIGALRM."""
+
+
+def reach_limit(*_: object) -> None:
+    raise Limit
+
+
+def print_until_the_limit(size: int) -> str:
+    signal.signal(signal.SIGALRM, reach_limit)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    end = time.monotonic() + 20
+    try:
+        while time.monotonic() < end:
+            print("x" * size)
+    except Limit:
+        return "limited"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return "the limit was lost"
+
+
+@STARTS
+def test_a_limit_by_alarm_holds_while_a_task_prints(start: str, capfd: Any) -> None:
+    with open_pool(start, 1) as pool:
+        for _ in range(4):
+            assert pool.submit(print_until_the_limit, 100).result(PATIENCE) == "limited"
+    # Nothing went past the owner's sys.stdout, which pytest has, to descriptor 1 twice.
+    assert set(capfd.readouterr().out) <= {"x", "\n"}
+
+
+@STARTS
+def test_a_limit_by_alarm_holds_while_print_waits_for_the_owner(
+    start: str, tmp_path: Path, capfd: Any
+) -> None:
+    def task(path: str) -> str:
+        said = print_until_the_limit(60000)
+        Path(path).write_text(said)
+        return said
+
+    with open_pool(start, 1) as pool:
+        result = pool.submit(task, str(tmp_path / "said"))
+        until((tmp_path / "said").exists)  # nobody looks for what it prints meanwhile
+        assert result.result(PATIENCE) == "limited"

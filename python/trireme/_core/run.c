@@ -68,14 +68,18 @@ int put_buf(struct tri_worker *w, struct tri_buf *b)
 void put_exception(struct tri_worker *w, struct state *st)
 {
     PyObject *type, *exc, *tb, *data = NULL;
+    int tries = 2; /* what a signal's handler raises meanwhile is not to spoil the report */
 
     PyErr_Fetch(&type, &exc, &tb);
     PyErr_NormalizeException(&type, &exc, &tb);
     if (tb)
         PyException_SetTraceback(exc, tb);
     w->slot->res_flags &= TRI_R_ARGS_KEPT;
-    if (state_late_imports(st) == 0)
-        data = PyObject_CallOneArg(st->encode_exception, exc);
+    while (!data && tries-- > 0) {
+        PyErr_Clear();
+        if (state_late_imports(st) == 0)
+            data = PyObject_CallOneArg(st->encode_exception, exc);
+    }
     if (!data || !PyBytes_Check(data) ||
         put_bytes(w, PyBytes_AS_STRING(data), (uint64_t)PyBytes_GET_SIZE(data), R_EXCEPTION) < 0) {
         PyErr_Clear();
@@ -307,21 +311,20 @@ static PyObject *send_output(PyObject *self, PyObject *args)
     unsigned stream;
     const char *data;
     Py_ssize_t n;
-    bool sent;
+    int err;
 
     if (!w || !PyArg_ParseTuple(args, "Iy#", &stream, &data, &n))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS sent = tri_worker_output(w, stream, data, (size_t)n);
-    Py_END_ALLOW_THREADS if (!sent)
-    {
-        PyErr_SetString(PyExc_OSError, "the way to the owner was closed");
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    do {
+        Py_BEGIN_ALLOW_THREADS err = tri_worker_output(w, stream, data, (size_t)n);
+        Py_END_ALLOW_THREADS if (err == -EINTR && PyErr_CheckSignals() < 0) return NULL;
+    } while (err == -EINTR);
+    return PyBool_FromLong(err == 0);
 }
 
-static PyMethodDef send_output_def = {"send", send_output, METH_VARARGS,
-                                      "send(stream, data): hand output to the owner."};
+static PyMethodDef send_output_def = {
+    "send", send_output, METH_VARARGS,
+    "send(stream, data): hand output to the owner.\n\nFalse: the way there was closed."};
 
 static int begin_python(struct tri_worker *w, struct local *l)
 {

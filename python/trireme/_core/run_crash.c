@@ -72,35 +72,56 @@ static void pass_on(int from, int to)
         n = write(to, buf, (size_t)n);
 }
 
-/* A pipe whose ends are not where faulthandler writes to. */
-static bool open_pipe(int ends[2])
+/* A pipe whose ends are not where faulthandler writes to; one takes that place.  `kept` gets what
+ * was there, -1: nothing. */
+static bool open_pipe(int ends[2], int *kept)
 {
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
         return false;
     for (int i = 0; i < 2; i++)
         if (ends[i] == crash.fd)
             ends[i] = fcntl(crash.fd, F_DUPFD_CLOEXEC, 3);
-    return ends[0] >= 0 && ends[1] >= 0;
+    *kept = fcntl(crash.fd, F_DUPFD_CLOEXEC, 3);
+    return ends[0] >= 0 && ends[1] >= 0 && (*kept >= 0 || errno == EBADF) &&
+           dup2(ends[1], crash.fd) >= 0;
+}
+
+/* Let there be room for a few descriptors more: a task may have used up, or lowered, its limit.
+ * Where there is no higher one some of its files are closed, in a process that dies at once. */
+static bool make_room(void)
+{
+    struct rlimit most;
+
+    if (crash.theirs || getrlimit(RLIMIT_NOFILE, &most) < 0)
+        return false;
+    if (most.rlim_cur < most.rlim_max) {
+        most.rlim_cur = most.rlim_max;
+        return setrlimit(RLIMIT_NOFILE, &most) == 0;
+    }
+    for (int i = 0; i < 3; i++)
+        close(crash.fd - i);
+    return true;
 }
 
 static void on_crash(int sig, siginfo_t *info, void *context)
 {
     int err = errno, ends[2], kept = -1;
-    bool heard = getpid() == crash.pid && open_pipe(ends);
+    bool mine = getpid() == crash.pid;
+    bool heard = mine && (open_pipe(ends, &kept) || (make_room() && open_pipe(ends, &kept)));
     sigset_t waiting;
 
-    if (heard) {
+    /* Into no file of a task's, and the library prints nothing. */
+    if (!heard && !crash.theirs && kept < 0)
         kept = fcntl(crash.fd, F_DUPFD_CLOEXEC, 3);
-        dup2(ends[1], crash.fd);
-    }
-    if (heard || crash.theirs) {
-        call_next(sig, info, context);
-    } else { /* the library prints nothing */
-        signal(sig, SIG_DFL);
-        raise(sig);
+    if (!heard && !crash.theirs)
+        close(crash.fd);
+    call_next(sig, info, context); /* it may have been given another descriptor since */
+    if (!heard && kept >= 0) {
+        dup2(kept, crash.fd);
+        close(kept);
     }
     if (heard) {
-        tri_worker_last(crash.w, ends[0], crash.skip);
+        tri_worker_last(crash.w, ends[0], crash.skip, "Current thread");
         if (crash.theirs && kept >= 0)
             pass_on(ends[0], kept);
         if (kept >= 0) {
