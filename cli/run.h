@@ -37,6 +37,7 @@ struct job {
     int signal;
     bool started;
     int termed;      /* 0: not asked to end, 1: SIGTERM sent, 2: SIGKILL sent */
+    int64_t began;   /* when its leader was started */
     int64_t since;   /* when the state changed, or when it was asked to end */
     int64_t took_ns; /* from start to the end of its leader */
     struct tri_queue out;

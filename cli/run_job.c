@@ -224,7 +224,7 @@ static int job_start(struct run *r, struct job *job)
     job->pid = pid;
     job->started = true;
     job->state = RUNNING;
-    job->since = now_ns();
+    job->began = job->since = now_ns();
     r->active[r->n_active++] = job;
     return 0;
 
@@ -340,7 +340,7 @@ void tri_run_reap(struct run *r, int64_t now)
                 continue;
             job->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
             job->code = job->signal ? 128 + job->signal : WEXITSTATUS(status);
-            job->took_ns = now - job->since;
+            job->took_ns = now - job->began;
             if (!job->termed)
                 job->since = now;
             job->state = ENDED;

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -529,6 +530,27 @@ def test_scripts_not_started_are_told(desk: Desk) -> None:
         out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130 and out == b""
     assert b"1 not started" in err
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_tells_the_real_times(desk: Desk, sig: signal.Signals) -> None:
+    gates = [desk.fifo("gate0"), desk.fifo("gate1")]
+    ends = f"sleep 0.5; echo > {gates[0]}; exec tail -f /dev/null"
+    # Gets SIGKILL 2 s after the SIGTERM that it does not heed.
+    stays = f"trap '' TERM; sleep 0.5; echo > {gates[1]}; exec tail -f /dev/null"
+    with desk.start("run", "-j2", ends, stays) as process:
+        for gate in gates:
+            gate.read_text()
+        process.send_signal(sig)
+        _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + sig
+    head, _, *rows = err.decode().splitlines()
+    told = re.search(r" in (\S+) s, .* add up to (\S+) s: speed-up (\S+)$", head)
+    assert told is not None, head
+    wall, added, speed_up = map(float, told.groups())
+    times = [float(row.split()[1]) for row in rows]
+    assert 0.5 <= times[0] <= wall and 2.5 <= times[1] <= wall, err
+    assert abs(added - sum(times)) < 0.02 and abs(speed_up - added / wall) < 0.05
 
 
 def test_a_killed_program_takes_its_scripts_along(desk: Desk) -> None:
