@@ -387,16 +387,9 @@ def _settle(module: ModuleType) -> None:
     Called where this thread is inside of no import of an original or a twin, so that whatever
     locks of the import system it holds, no other thread that imports these waits for them.
     """
-    modules = [module]
-    if _report is not None:
-        # What is wrapped must be wrapped before it is used, by whatever way.  A package after its
-        # modules, since it has methods of classes that these define.
-        found = [m for _, m in sorted(sys.modules.items(), reverse=True)]
-        modules = [m for m in found if _waits(m)]
     _here.depth += 1
     try:
-        for one in modules:
-            _settle_one(one, _module_name(one))
+        _settle_one(module, _module_name(module))
         _shield_all()
     finally:
         _here.depth -= 1
@@ -411,8 +404,6 @@ def _settle_one(module: ModuleType, name: str) -> None:
         if name in _BUILT_ON:
             import_module(_BUILT_ON[name])
         twin = _twin(found[1])
-        if _report is not None:
-            _report.look_at(module, twin)
         if twin is not None:
             _replace(module, twin)
     _done.add(name)

@@ -2,8 +2,12 @@
 """What ``install(report=True)`` prints at exit: what ran where, and what was left.
 
 Nothing is counted per task.  A pool counts its tasks in C anyway, and its counters are read when it
-ends, or at exit; so what is wrapped here is called once per pool, per process or per lock.  The
-methods are those of the classes, so that a pool of a subclass is seen, too.
+ends, or at exit; so what is wrapped here is called once per pool, per process or per lock.
+
+It is wrapped where it is defined, in the originals and in our twins, whichever doors are open: as
+soon as a module has been imported, by whomever, and before anybody has its names.  So it does not
+matter by what way a program comes to a class.  Methods are wrapped in the classes, so that an
+instance of a subclass is seen, too, and whose it is, its class says.
 
 The time saved is an estimate, and printed as one: tasks times what the original takes for a task
 more than Trireme does.  These figures are rounded down from measurements of empty tasks on one
@@ -14,12 +18,14 @@ saves that much CPU time, and less on the clock.
 from __future__ import annotations
 
 import atexit
-import importlib
 import os
 import sys
 import time
 import weakref
+from _thread import _local
 from functools import wraps
+
+from . import _imports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,29 +37,37 @@ if TYPE_CHECKING:
 SAVED_US = {
     "multiprocessing.Pool": 12.0,
     "multiprocessing.pool.ThreadPool": 3.0,
+    "multiprocess.Pool": 60.0,
     "futures.ProcessPoolExecutor": 60.0,
     "futures.ThreadPoolExecutor": 4.0,
 }
 
-# Methods of contexts that make something; whose it is, its class says.
-_MAKERS = (
-    "Array",
-    "Barrier",
-    "BoundedSemaphore",
-    "Condition",
-    "Event",
-    "JoinableQueue",
-    "Lock",
-    "Manager",
-    "Pipe",
-    "Queue",
-    "RLock",
-    "RawArray",
-    "RawValue",
-    "Semaphore",
-    "SimpleQueue",
-    "Value",
-)
+_ORIGINALS = ("multiprocessing", "multiprocess", "concurrent")
+_PACKAGES = ("multiprocessing", "multiprocess", "trireme.multiprocessing", "trireme.multiprocess")
+_FUTURES = ("concurrent.futures", "trireme.futures")
+
+# By the last part of a module's name: classes whose instances count when they are made, those
+# that count from their start(), and functions.
+_MADE = {
+    "pool": ("Pool",),
+    "queues": ("JoinableQueue", "Queue", "SimpleQueue"),
+    "synchronize": (
+        "Barrier",
+        "BoundedSemaphore",
+        "Condition",
+        "Event",
+        "Lock",
+        "RLock",
+        "Semaphore",
+    ),
+}
+_STARTED = ("process", "managers")
+_CALLED = {
+    "connection": ("Pipe",),
+    "_pipes": ("pipe",),
+    "sharedctypes": ("Array", "RawArray", "RawValue", "Value"),
+}
+_EXECUTORS = {"process": "ProcessPoolExecutor", "thread": "ThreadPoolExecutor"}
 
 
 class _Record:
@@ -77,13 +91,19 @@ class _Record:
         self.open_s = time.monotonic() - self.opened
 
 
+class _Here(_local):
+    """Of this thread: how many calls that make something it is in; what they make is theirs."""
+
+    inside = 0
+
+
+_here = _Here()
 _owner = 0
 _began = 0.0
 _records: list[_Record] = []
 _by_pool: weakref.WeakKeyDictionary[Any, _Record] = weakref.WeakKeyDictionary()
 _left: dict[str, int] = {}  # what the originals made, by name
 _made: dict[str, int] = {}  # what Trireme made besides pools
-_inside = 0  # calls of makers that run: what they make in turn is theirs
 
 
 def begin() -> None:
@@ -92,14 +112,18 @@ def begin() -> None:
     _owner = os.getpid()
     _began = time.monotonic()
     atexit.register(_print)
+    for package in _PACKAGES:
+        for part in (*_MADE, *_STARTED, *_CALLED):
+            _imports.when_imported(f"{package}.{part}", _look_at)
+    for package in _FUTURES:
+        for part in _EXECUTORS:
+            _imports.when_imported(f"{package}.{part}", _look_at_futures)
+    _imports.when_imported("trireme._pool", _look_at_native)
 
 
-def _opened(label: str, native: Any) -> None:
-    if native is None or native in _by_pool or os.getpid() != _owner:
-        return
-    record = _Record(label, native)
-    _records.append(record)
-    _by_pool[native] = record
+# ---------------------------------------------------------------------------------------------
+# Counting
+# ---------------------------------------------------------------------------------------------
 
 
 def _count(where: dict[str, int], what: str) -> None:
@@ -107,102 +131,122 @@ def _count(where: dict[str, int], what: str) -> None:
         where[what] = where.get(what, 0) + 1
 
 
-def _count_outer(what: str) -> None:
-    """Of the originals; but not what a maker that is counted has made."""
-    if not _inside:
-        _count(_left, what)
+def _whose(cls: type) -> tuple[bool, str, str]:
+    """Of the first known class among its bases: is it ours, of which door, and its name."""
+    for base in cls.__mro__:
+        package, _, rest = str(base.__module__).partition(".")
+        if package == "trireme":
+            return True, rest.partition(".")[0], base.__name__
+        if package in _ORIGINALS:
+            return False, package, base.__name__
+    return False, "", cls.__name__
 
 
-def _wrap(cls: type, name: str, after: Callable[..., object]) -> None:
-    """Have *after* called with the result and the arguments of a method."""
-    method = cls.__dict__.get(name)
-    if not callable(method) or hasattr(method, "__trireme_report__"):
+def _opened(native: Any, maker: Any) -> None:
+    """A pool of ours, and the object that programs have of it."""
+    if native is None or native in _by_pool or os.getpid() != _owner:
         return
+    _, door, name = _whose(type(maker))
+    record = _Record(f"{door}.{'pool.' if name == 'ThreadPool' else ''}{name}", native)
+    _records.append(record)
+    _by_pool[native] = record
 
-    @wraps(method)
+
+def _after_making(_: Any, one: Any, *__: Any) -> None:
+    ours, _, name = _whose(type(one))
+    if not ours:
+        _count(_left, name)
+    elif name in ("Pool", "ThreadPool"):
+        _opened(one._native, one)
+    elif name not in _EXECUTORS.values():  # whose pools are opened when there is work
+        _count(_made, name)
+
+
+def _after_starting(_: Any, one: Any) -> None:
+    name = _whose(type(one))[2]
+    _count(_left, "Manager" if name == "SyncManager" else name)
+
+
+def _after_starting_process(*_: Any) -> None:
+    if not _is_original(sys._getframe(2)):  # pools and executors start workers at any time
+        _count(_left, "Process")
+
+
+def _is_original(frame: Any) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _ORIGINALS
+
+
+def _after_call(where: dict[str, int], name: str) -> Callable[..., None]:
+    return lambda *_: _count(where, name)
+
+
+# ---------------------------------------------------------------------------------------------
+# Wrapping
+# ---------------------------------------------------------------------------------------------
+
+
+def _wrapped(function: Any, after: Callable[..., object]) -> Any:
+    """*function*, and *after* called with its result and arguments, if it is not in another one."""
+
+    @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        global _inside
-        _inside += 1
+        _here.inside += 1
         try:
-            result = method(*args, **kwargs)
+            result = function(*args, **kwargs)
         finally:
-            _inside -= 1
-        after(result, *args)
+            _here.inside -= 1
+        if not _here.inside:
+            after(result, *args)
         return result
 
     wrapper.__trireme_report__ = True  # type: ignore[attr-defined]
-    try:
-        setattr(cls, name, wrapper)
-    except TypeError:
-        pass  # a class made in C
+    return wrapper
 
 
-def _after_maker(name: str) -> Callable[..., None]:
-    def after(result: Any, *_: Any) -> None:
-        if not _inside:  # a Queue makes its own Locks
-            one = result[0] if isinstance(result, tuple) else result
-            ours = type(one).__module__.partition(".")[0] == "trireme"
-            _count(_made if ours else _left, name)
-
-    return after
+def _wrap(cls: Any, name: str, after: Callable[..., object]) -> None:
+    """The method of that name, if the class has one of its own."""
+    method = vars(cls).get(name) if isinstance(cls, type) else None
+    if callable(method) and not hasattr(method, "__trireme_report__"):
+        setattr(cls, name, _wrapped(method, after))
 
 
-def look_at(original: ModuleType, twin: ModuleType | None) -> None:
-    """Called when a module has been imported, before its names are replaced."""
-    name = original.__name__.removeprefix("concurrent.")
-    classes = vars(original)
-    if name == "multiprocessing.process":
-        # _inside: a Manager starts a Process
-        _wrap(classes["BaseProcess"], "start", lambda *_: _count_outer("Process"))
-    elif name == "multiprocessing.managers":
-        _wrap(classes["BaseManager"], "start", lambda *_: _count_outer("BaseManager"))
-    elif name == "multiprocessing.context":
-        for module in (original, twin):
-            for cls in [*vars(module).values()] if module is not None else []:
-                if isinstance(cls, type) and "Context" in cls.__name__ or _is_mixin(cls):
-                    for maker in _MAKERS:
-                        _wrap(cls, maker, _after_maker(maker))
-    elif name == "multiprocessing":
-        # It has bound methods of what has been wrapped since.
-        for module in (original, twin):
-            for attribute, value in [*vars(module).items()] if module is not None else []:
-                if attribute in _MAKERS and hasattr(value, "__self__"):
-                    setattr(module, attribute, getattr(value.__self__, attribute))
-    elif name == "futures" and sys.version_info >= (3, 15):
-        # It imports its executors lazily, so what is replaced before its first use never comes.
-        for part in ("process", "thread"):
-            importlib.import_module(f"{original.__name__}.{part}")
-    elif twin is not None:
-        _look_at_pools(name, original, twin)
+def _look_at(module: ModuleType) -> None:
+    names = vars(module)  # the door that the module may be is not to be opened by this
+    part = module.__name__.rpartition(".")[2]
+    for name in _MADE.get(part, ()):
+        _wrap(names.get(name), "__init__", _after_making)
+    _wrap(names.get("BaseManager"), "start", _after_starting)
+    _wrap(names.get("BaseProcess"), "start", _after_starting_process)
+    for name in _CALLED.get(part, ()):
+        function = names.get(name)
+        if callable(function) and not hasattr(function, "__trireme_report__"):
+            where = _made if function.__module__.startswith("trireme.") else _left
+            what = "Pipe" if name == "pipe" else name
+            names[name] = _wrapped(function, _after_call(where, what))
 
 
-def _is_mixin(cls: Any) -> bool:
-    return isinstance(cls, type) and cls.__name__.startswith("_With")
+def _look_at_futures(module: ModuleType) -> None:
+    cls = vars(module).get(_EXECUTORS[module.__name__.rpartition(".")[2]])
+    _wrap(cls, "__init__", _after_making)
+    _wrap(cls, "_make_pool", _opened)
 
 
-def _look_at_pools(name: str, original: ModuleType, twin: ModuleType) -> None:
-    classes = vars(original)
-    if name in ("multiprocessing.pool", "futures.process", "futures.thread"):
-        from . import _pool
+def _look_at_native(module: ModuleType) -> None:
+    cls = vars(module)["Pool"]
+    for name in ("close", "join", "terminate"):
+        setattr(cls, name, _then_look(vars(cls)[name]))
 
-        for method in ("close", "join", "terminate"):
-            _wrap(_pool.Pool, method, lambda _, native, *__: _look(native))
-    if name == "multiprocessing.pool":
-        _wrap(classes["Pool"], "__init__", lambda *_: _count(_left, "Pool"))
 
-        def made(_: Any, pool: Any, *__: Any) -> None:
-            threads = isinstance(pool, vars(twin)["ThreadPool"])
-            _opened(f"multiprocessing.{'pool.ThreadPool' if threads else 'Pool'}", pool._native)
+def _then_look(method: Any) -> Any:
+    """Unlike what makes something it may run callbacks, and what these make counts."""
 
-        _wrap(vars(twin)["Pool"], "__init__", made)
-    elif name in ("futures.process", "futures.thread"):
-        title = "ProcessPoolExecutor" if name == "futures.process" else "ThreadPoolExecutor"
-        _wrap(classes[title], "__init__", lambda *_: _count(_left, title))
-        _wrap(
-            vars(twin)[title],
-            "_make_pool",
-            lambda native, *_: _opened(f"futures.{title}", native),
-        )
+    @wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        _look(self)
+        return result
+
+    return wrapper
 
 
 def _look(native: Any) -> None:
@@ -248,7 +292,7 @@ def text() -> str:
             dropped = len(records) - len(known)
             lines.append(f"    not counted: {_plural(dropped, 'pool')} dropped without an end")
     if not _records:
-        lines.append("  no pool was opened")
+        lines.append("  no pool of Trireme's was opened")
     if _made:
         lines.append(f"  also Trireme's: {_listed(_made)}")
     lines.append(f"  left to the originals: {_listed(_left) or 'nothing'}")
