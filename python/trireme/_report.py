@@ -2,7 +2,8 @@
 """What ``install(report=True)`` prints at exit: what ran where, and what was left.
 
 Nothing is counted per task.  A pool counts its tasks in C anyway, and its counters are read when it
-ends, or at exit; so what is wrapped here is called once per pool, per process or per lock.
+ends, or at exit; a queue has numbers for its messages anyway, read when it is dropped, or at exit.
+So what is wrapped here is called once per pool, per process or per lock.
 
 It is wrapped where it is defined, in the originals and in our twins, whichever doors are open: as
 soon as a module has been imported, by whomever, and before anybody has its names.  So it does not
@@ -18,6 +19,7 @@ saves that much CPU time, and less on the clock.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import sys
 import time
@@ -41,16 +43,19 @@ SAVED_US = {
     "futures.ProcessPoolExecutor": 60.0,
     "futures.ThreadPoolExecutor": 4.0,
 }
+MESSAGE_SAVED_US = 2.0  # of a queue
 
 _ORIGINALS = ("multiprocessing", "multiprocess", "concurrent")
 _PACKAGES = ("multiprocessing", "multiprocess", "trireme.multiprocessing", "trireme.multiprocess")
 _FUTURES = ("concurrent.futures", "trireme.futures")
 
+_QUEUES = ("JoinableQueue", "Queue", "SimpleQueue")
+
 # By the last part of a module's name: classes whose instances count when they are made, those
 # that count from their start(), and functions.
 _MADE = {
     "pool": ("Pool",),
-    "queues": ("JoinableQueue", "Queue", "SimpleQueue"),
+    "queues": _QUEUES,
     "synchronize": (
         "Barrier",
         "BoundedSemaphore",
@@ -91,6 +96,14 @@ class _Record:
         self.open_s = time.monotonic() - self.opened
 
 
+class _Queues:
+    """The queues of one kind."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.messages = 0  # of those that have ended
+
+
 class _Here(_local):
     """Of this thread: how many calls that make something it is in; what they make is theirs."""
 
@@ -102,8 +115,11 @@ _owner = 0
 _began = 0.0
 _records: list[_Record] = []
 _by_pool: weakref.WeakKeyDictionary[Any, _Record] = weakref.WeakKeyDictionary()
+_queues: dict[str, _Queues] = {}  # by what they are
+_numbers = itertools.count()
+_alive: dict[int, Any] = {}  # of a queue, what is done at its end
 _left: dict[str, int] = {}  # what the originals made, by name
-_made: dict[str, int] = {}  # what Trireme made besides pools
+_made: dict[str, int] = {}  # what Trireme made besides pools and queues
 
 
 def begin() -> None:
@@ -152,12 +168,30 @@ def _opened(native: Any, maker: Any) -> None:
     _by_pool[native] = record
 
 
+def _followed(queue: Any, label: str) -> None:
+    """A queue of ours; its mailbox is looked at once more when the queue has gone."""
+    if os.getpid() != _owner:
+        return
+    kind = _queues.setdefault(label, _Queues())
+    kind.made += 1
+    number = next(_numbers)
+    end = _alive[number] = weakref.finalize(queue, _ended, number, kind, queue._box)
+    end.atexit = False
+
+
+def _ended(number: int, kind: _Queues, box: Any) -> None:
+    _alive.pop(number, None)
+    kind.messages += box.sent()
+
+
 def _after_making(_: Any, one: Any, *__: Any) -> None:
-    ours, _, name = _whose(type(one))
+    ours, door, name = _whose(type(one))
     if not ours:
         _count(_left, name)
     elif name in ("Pool", "ThreadPool"):
         _opened(one._native, one)
+    elif name in _QUEUES:
+        _followed(one, f"{door}.{name}")
     elif name not in _EXECUTORS.values():  # whose pools are opened when there is work
         _count(_made, name)
 
@@ -268,6 +302,11 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))
 
 
+def _saving(n: int, us: float, what: str) -> str:
+    seconds = n * us / 1e6
+    return f"    about {seconds:.3f} s of overhead saved, an estimate: {us:.0f} us for each {what}"
+
+
 def text() -> str:
     """The report."""
     lines = [f"trireme: what ran where, in {time.monotonic() - _began:.1f} s"]
@@ -283,16 +322,17 @@ def text() -> str:
         if open_s > 0:
             line += f", {tasks / open_s:,.0f} tasks/s while open"
         lines.append(line)
-        saved = tasks * SAVED_US[label] / 1e6
-        lines.append(
-            f"    about {saved:.3f} s of overhead saved, an estimate: "
-            f"{SAVED_US[label]:.0f} us for each task"
-        )
+        lines.append(_saving(tasks, SAVED_US[label], "task"))
         if len(known) < len(records):
             dropped = len(records) - len(known)
             lines.append(f"    not counted: {_plural(dropped, 'pool')} dropped without an end")
     if not _records:
         lines.append("  no pool of Trireme's was opened")
+    for label, kind in sorted(_queues.items()):
+        lines.append(
+            f"  {label}: {_plural(kind.made, 'queue')}, {_plural(kind.messages, 'message')}"
+        )
+        lines.append(_saving(kind.messages, MESSAGE_SAVED_US, "message"))
     if _made:
         lines.append(f"  also Trireme's: {_listed(_made)}")
     lines.append(f"  left to the originals: {_listed(_left) or 'nothing'}")
@@ -304,6 +344,10 @@ def _print() -> None:
         return
     for record in _records:
         record.look()
+    for end in list(_alive.values()):
+        alive = end.detach()  # called at exit, it does nothing
+        if alive is not None:
+            alive[1](*alive[2])
     try:
         print(text(), file=sys.stderr, flush=True)
     except Exception:

@@ -112,6 +112,12 @@ bool tri_mailbox_full(const struct tri_mailbox *m)
     return tri_mailbox_count(m) >= (most && most < COUNT_MASK ? most : COUNT_MASK);
 }
 
+/* For people, so the load pairs with nothing. */
+uint32_t tri_mailbox_sent(const struct tri_mailbox *m)
+{
+    return (uint32_t)tri_load_rlx(&m->ctl->tail) & COUNT_MASK;
+}
+
 static bool has_mail(const struct tri_mailbox *m)
 {
     return tri_load_sc(&m->ctl->head) != tri_load_sc(&m->ctl->tail);

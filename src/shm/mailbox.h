@@ -91,6 +91,9 @@ int tri_mailbox_await(struct tri_mailbox *m, int64_t deadline);
 uint32_t tri_mailbox_count(const struct tri_mailbox *m);
 bool tri_mailbox_full(const struct tri_mailbox *m);
 
+/* Messages ever put in it, by all processes, modulo 2^30. */
+uint32_t tri_mailbox_sent(const struct tri_mailbox *m);
+
 /* Of all messages ever put one more is done with.  0, or -EINVAL: all of them were. */
 int tri_mailbox_done(struct tri_mailbox *m);
 /* Wait until all are.  0, TRI_ETIMEDOUT, -EINTR. */

@@ -158,6 +158,7 @@ static void a_full_mailbox_refuses_and_loses_nothing(void)
     CHECK(get_number(&m) == 1);
     put_number(&m, 3);
     CHECK(get_number(&m) == 2 && get_number(&m) == 3 && tri_mailbox_count(&m) == 0);
+    CHECK(tri_mailbox_sent(&m) == 3);
     tri_mailbox_drop(&m);
 }
 
@@ -177,7 +178,7 @@ static void counts_go_on_over_their_end(void)
         CHECK(tri_mailbox_done(&m) == 0);
     }
     CHECK(tri_mailbox_count(&m) == 0 && tri_mailbox_done(&m) == -EINVAL);
-    CHECK(tri_mailbox_join(&m, 0) == 0);
+    CHECK(tri_mailbox_join(&m, 0) == 0 && tri_mailbox_sent(&m) == 1);
     tri_mailbox_drop(&m);
 }
 

@@ -438,6 +438,12 @@ static PyObject *mailbox_count(MailboxObject *self, PyObject *none)
     return PyLong_FromUnsignedLong(tri_mailbox_count(&self->m));
 }
 
+static PyObject *mailbox_sent(MailboxObject *self, PyObject *none)
+{
+    (void)none;
+    return PyLong_FromUnsignedLong(tri_mailbox_sent(&self->m));
+}
+
 static PyObject *mailbox_full(MailboxObject *self, PyObject *none)
 {
     (void)none;
@@ -466,6 +472,8 @@ static PyMethodDef methods[] = {
     {"wait", (PyCFunction)mailbox_wait, METH_O,
      "wait(timeout, /)\n--\n\nWait for a message; whether there is one."},
     {"count", (PyCFunction)mailbox_count, METH_NOARGS, "count()\n--\n\nMessages in it."},
+    {"sent", (PyCFunction)mailbox_sent, METH_NOARGS,
+     "sent()\n--\n\nMessages ever put in it, by all processes, modulo 2**30."},
     {"full", (PyCFunction)mailbox_full, METH_NOARGS, "full()\n--\n\nWhether put() would wait."},
     {"done", (PyCFunction)mailbox_done, METH_NOARGS,
      "done()\n--\n\nOne message more is done with; False if all were already."},
