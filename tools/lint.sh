@@ -37,13 +37,15 @@ part_tidy() {
         xargs -0 -r -n 4 -P "$(nproc)" clang-tidy -p "$py" "${quiet[@]}" 2>/dev/null
 }
 
-part_stubs() {
-    local folder
+# Away from the tree, so that the installed package is what is looked at.
+away() {
+    local folder status=0
     folder=$(mktemp -d)
-    # Away from the tree, so that the installed package is what is looked at.
-    (cd "$folder" && "$OLDPWD/$venv/bin/python" -m mypy.stubtest --concise trireme._core)
+    (cd "$folder" && "$@") || status=$?
     rm -rf "$folder"
+    return "$status"
 }
+part_stubs() { away "$PWD/$venv/bin/python" -m mypy.stubtest --concise trireme._core; }
 
 part clang-format part_format
 part clang-tidy part_tidy

@@ -222,7 +222,7 @@ static int send_pickled(MailboxObject *self, PyObject *pair, int64_t deadline)
     return send(self, v, n, K_BUFFERS, deadline);
 }
 
-PyDoc_STRVAR(put_doc, "put(obj, block=True, timeout=None, /)\n--\n\n"
+PyDoc_STRVAR(put_doc, "put($self, obj, block=True, timeout=None, /)\n--\n\n"
                       "Put an object.  Raises what was given as `full`, and what pickling raises.");
 
 static PyObject *mailbox_put(MailboxObject *self, PyObject *const *args, Py_ssize_t n)
@@ -266,7 +266,7 @@ static PyObject *mailbox_put(MailboxObject *self, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(put_pickle_doc, "put_pickle(data, block=True, timeout=None, /)\n--\n\n"
+PyDoc_STRVAR(put_pickle_doc, "put_pickle($self, data, block=True, timeout=None, /)\n--\n\n"
                              "Put the object that a pickle stands for.");
 
 static PyObject *mailbox_put_pickle(MailboxObject *self, PyObject *const *args, Py_ssize_t n)
@@ -386,7 +386,7 @@ static PyObject *open_letter(MailboxObject *self, const uint8_t *area, struct tr
     return value;
 }
 
-PyDoc_STRVAR(get_doc, "get(block=True, timeout=None, /)\n--\n\n"
+PyDoc_STRVAR(get_doc, "get($self, block=True, timeout=None, /)\n--\n\n"
                       "Take the oldest object.  Raises what was given as `empty`.");
 
 static PyObject *mailbox_get(MailboxObject *self, PyObject *const *args, Py_ssize_t n)
@@ -470,19 +470,20 @@ static PyMethodDef methods[] = {
     {"put_pickle", (PyCFunction)(void (*)(void))mailbox_put_pickle, METH_FASTCALL, put_pickle_doc},
     {"get", (PyCFunction)(void (*)(void))mailbox_get, METH_FASTCALL, get_doc},
     {"wait", (PyCFunction)mailbox_wait, METH_O,
-     "wait(timeout, /)\n--\n\nWait for a message; whether there is one."},
-    {"count", (PyCFunction)mailbox_count, METH_NOARGS, "count()\n--\n\nMessages in it."},
+     "wait($self, timeout, /)\n--\n\nWait for a message; whether there is one."},
+    {"count", (PyCFunction)mailbox_count, METH_NOARGS, "count($self)\n--\n\nMessages in it."},
     {"sent", (PyCFunction)mailbox_sent, METH_NOARGS,
-     "sent()\n--\n\nMessages ever put in it, by all processes, modulo 2**30."},
-    {"full", (PyCFunction)mailbox_full, METH_NOARGS, "full()\n--\n\nWhether put() would wait."},
+     "sent($self)\n--\n\nMessages ever put in it, by all processes, modulo 2**30."},
+    {"full", (PyCFunction)mailbox_full, METH_NOARGS,
+     "full($self)\n--\n\nWhether put() would wait."},
     {"done", (PyCFunction)mailbox_done, METH_NOARGS,
-     "done()\n--\n\nOne message more is done with; False if all were already."},
+     "done($self)\n--\n\nOne message more is done with; False if all were already."},
     {"join", (PyCFunction)mailbox_join, METH_NOARGS,
-     "join()\n--\n\nWait until every message was done with."},
+     "join($self)\n--\n\nWait until every message was done with."},
     {"watch", (PyCFunction)mailbox_watch, METH_NOARGS,
-     "watch()\n--\n\nA descriptor that is readable while there are messages."},
+     "watch($self)\n--\n\nA descriptor that is readable while there are messages."},
     {"fds", (PyCFunction)mailbox_fds, METH_NOARGS,
-     "fds()\n--\n\nThe descriptors that another process needs; -1 is one that cannot be had."},
+     "fds($self)\n--\n\nThe descriptors that another process needs; -1 is one that cannot be had."},
     {NULL, NULL, 0, NULL},
 };
 
