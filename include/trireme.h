@@ -117,7 +117,12 @@ typedef struct tri_machine {
         }                                                                                    \
     }
 
-/** Fill *m, whose size must be set.  @return 0, or -EINVAL for a size this library does not know */
+/**
+ * Fill *m, whose size must be set.
+ *
+ * Threads: any.  Blocks: for file reads, and while hwloc looks where it is there; not cached.
+ * @return 0, or -EINVAL: NULL, or a size this library does not know
+ */
 TRI_API int tri_machine_get(tri_machine *m);
 
 /* ------------------------------------------------------------------ pools */
@@ -138,8 +143,10 @@ typedef struct tri_pool_config {
     uint32_t slots;           /* tasks in flight at most; 0: 8192; rounded up to a power of two,
                                * 64 at least; at most TRI_MAX_SLOTS_IN_FLIGHT */
     uint64_t arena_bytes;     /* shared memory that one participant may fill; 0: the machine's.
-                               * 8 MiB at least; less than asked where addresses are scarce */
-    int64_t spin_ns;          /* longest busy wait before a sleep; -1: measured, 0: never */
+                               * Less than 8 MiB is taken as 8 MiB, more in whole 2 MiB;
+                               * less than asked where addresses are scarce */
+    int64_t spin_ns;          /* longest busy wait before a sleep, 1 s at most; 0: never;
+                               * -1: the library's choice, 25 us; never on one CPU */
     uint32_t max_tasks;       /* a process is replaced after so many tasks; 0: never */
     int64_t start_timeout_ns; /* longest wait for the warden; 0: the default, 30 s */
 } tri_pool_config;
@@ -147,7 +154,11 @@ typedef struct tri_pool_config {
 #define TRI_MAX_WORKERS 1024
 #define TRI_MAX_SLOTS_IN_FLIGHT 524288
 
-/** Fill *cfg with the defaults above.  Call it first, then change what you need. */
+/**
+ * Fill *cfg with the defaults above.  Call it first, then change what you need.  NULL is ignored.
+ *
+ * Threads: any.  Blocks: no.
+ */
 TRI_API void tri_pool_config_init(tri_pool_config *cfg);
 
 /**
@@ -161,7 +172,8 @@ TRI_API void tri_pool_config_init(tri_pool_config *cfg);
  *
  * Owner:   the caller, who must end it with tri_pool_close() or tri_pool_terminate().
  * Threads: any.  The pool belongs to the process that opened it, not to its forks.
- * Blocks:  until the warden has forked every worker, at most cfg->start_timeout_ns.
+ * Blocks:  until the warden has forked every worker, at most cfg->start_timeout_ns; until the
+ *          threads have been started.
  *
  * @return 0, or
  *   -EINVAL             a field of cfg is out of range, cfg->size is not that of
@@ -176,8 +188,10 @@ TRI_API int tri_pool_open(tri_pool **out, const tri_pool_config *cfg);
  * Finish every task that was submitted, then end the workers and free the pool.
  *
  * Futures of the pool stay valid and can be got and freed afterwards.
- * Threads: one; no other call on this pool may run or follow.
- * Blocks:  until the tasks are done.  In a fork of the owner it only frees memory.
+ * Threads: one, and no task of the pool; no other call on this pool, on its shares, or that waits
+ * for or cancels a future of it may run.  None on the pool or its shares may follow.
+ * Blocks:  until the tasks are done.  In a fork of the owner it only frees memory; of the futures
+ * that had not ended, only tri_future_code() and tri_future_free() may follow there.
  */
 TRI_API void tri_pool_close(tri_pool *pool);
 
@@ -206,7 +220,7 @@ typedef struct tri_stats {
     uint32_t slots, slots_free;
 } tri_stats;
 
-/** Read the pool's counters.  Threads: any.  @return 0, -EINVAL, TRI_EFORKED */
+/** Read the pool's counters.  Threads: any.  Blocks: no.  @return 0, -EINVAL, TRI_EFORKED */
 TRI_API int tri_pool_stats(tri_pool *pool, tri_stats *st);
 
 /* ------------------------------------------------------------------ tasks */
@@ -219,10 +233,11 @@ TRI_API int tri_pool_stats(tri_pool *pool, tri_stats *st);
  * What it prints to stdout in a process worker is written out when it returns; its other streams
  * are its own to flush.  In a thread worker it must return: exit() there ends the program.
  *
- * A task of a thread pool may use the pool itself: tri_map() and, with timeout_ns -1,
+ * A task of a thread pool may use the pool itself: tri_map() and, with a negative timeout_ns,
  * tri_future_wait() and tri_future_get() run what they wait for, if no other worker has begun it.
  * In a process worker a pool of the owner's is TRI_EFORKED; the task may open one of its own.
- * @return 0, or any other int, which the caller finds as TRI_EFAILED and tri_future_code()
+ * @return 0, or any other int: the caller finds TRI_EFAILED, and by tri_future_code() which it was.
+ *   tri_map() does not tell which; what a task has to say besides goes into tri_share memory.
  */
 typedef int (*tri_fn)(const void *in, void *out);
 
@@ -251,9 +266,9 @@ typedef struct tri_call {
  * Threads: any.  Blocks: until all items are done or one has failed; items not started are then
  * dropped and the contents of out are unspecified.
  *
- * @return 0; TRI_EFAILED, TRI_EWORKERLOST, ... of what failed first; -ENOMEM; TRI_EBROKEN;
- *   TRI_EFORKED; -EINVAL: a NULL, an option out of range, or an array longer than PTRDIFF_MAX;
- *   -EINTR is never returned: signals do not interrupt a map.
+ * @return 0; TRI_EFAILED (with what code is not told), TRI_EWORKERLOST, ... of what failed first;
+ *   -ENOMEM; TRI_EBROKEN; TRI_EFORKED; -EINVAL: a NULL, an option out of range, or an array longer
+ *   than PTRDIFF_MAX; -EINTR is never returned: signals do not interrupt a map.
  */
 TRI_API int tri_map(tri_pool *pool, tri_fn fn, const void *in, size_t in_bytes, void *out,
                     size_t out_bytes, size_t n, const tri_call *opt);
@@ -275,29 +290,49 @@ TRI_API int tri_submit(tri_pool *pool, tri_fn fn, const void *in, size_t in_byte
 /**
  * Wait for the result.
  *
- * @param timeout_ns  -1: for ever; 0: do not block
+ * @param timeout_ns  negative, such as -1: for ever; 0: do not block
+ *
+ * Threads: any, also several for one future.  Blocks: until the task has ended, at most timeout_ns.
  * @return 0 when the task is done, well or badly; TRI_ETIMEDOUT; -EINTR when a signal handler
- *   interrupted the sleep; TRI_EFORKED; -EINVAL: NULL
+ *   interrupted the sleep; TRI_EFORKED: it was not done when this process was forked from the
+ *   owner; -EINVAL: NULL
  */
 TRI_API int tri_future_wait(tri_future *fut, int64_t timeout_ns);
 
 /**
  * Wait for the result and copy it to out (out_bytes of tri_submit; NULL to leave it).
  *
- * May be called again.  @return as tri_future_wait, or how the task ended: TRI_EFAILED,
- * TRI_EWORKERLOST, TRI_ETASKTIMEOUT, TRI_ECANCELLED, TRI_EBROKEN, TRI_ECLOSED, -ENOMEM (no room
- * for the result)
+ * May be called again.  Unless it returns 0, out is as it was.
+ *
+ * Threads, Blocks: as tri_future_wait.
+ * @return as tri_future_wait, or how the task ended: TRI_EFAILED, TRI_EWORKERLOST,
+ *   TRI_ETASKTIMEOUT, TRI_ECANCELLED, TRI_EBROKEN, TRI_ECLOSED, TRI_ECORRUPT, -ENOMEM (no room for
+ *   the result)
  */
 TRI_API int tri_future_get(tri_future *fut, void *out, int64_t timeout_ns);
 
-/** What the task's function returned; 0 until it is done, and for NULL. */
+/**
+ * What the task's function returned, once tri_future_wait() has returned 0; before that perhaps 0.
+ * 0 if it did not return, as when its worker died, and for NULL.
+ *
+ * Threads: any.  Blocks: no.
+ */
 TRI_API int tri_future_code(const tri_future *fut);
 
-/** Cancel a task that has not started.  @return 0: it never will; -EBUSY: too late; TRI_EFORKED;
- *  -EINVAL: NULL */
+/**
+ * Cancel a task that has not started.
+ *
+ * Threads: any.  Blocks: no.
+ * @return 0: it never will; -EBUSY: too late, or another thread is cancelling it; TRI_EFORKED: as
+ *   tri_future_wait; -EINVAL: NULL
+ */
 TRI_API int tri_future_cancel(tri_future *fut);
 
-/** Forget the future.  The task runs on; its result is dropped.  NULL is ignored. */
+/**
+ * Forget the future.  The task runs on; its result is dropped.  NULL is ignored.
+ *
+ * Threads: any; no other call on this future may run or follow.  Blocks: no.
+ */
 TRI_API void tri_future_free(tri_future *fut);
 
 /* ------------------------------------------------------------------ shared memory */
@@ -305,16 +340,28 @@ TRI_API void tri_future_free(tri_future *fut);
 /**
  * Memory that the owner and every worker of this pool see at the same address, zeroed.
  *
+ * Tell a task the address: the handle is the owner's own.  In a thread pool it is memory like any.
+ *
  * Owner: the caller, until tri_share_free() or the pool's end.  Nothing orders accesses to it but
  * the tasks themselves: what was written before tri_submit is visible to the task, and what the
  * task wrote is visible after tri_future_get.
+ * Threads: any.  Blocks: no longer than to fill so many bytes takes.
  * @return 0, -ENOMEM, -EINVAL (a NULL, or no bytes), TRI_EFORKED
  */
 TRI_API int tri_share_open(tri_pool *pool, size_t bytes, tri_share **out);
-/** Where it begins, aligned to 64; NULL for NULL. */
+
+/** Where it begins, aligned to 64; NULL for NULL.  Threads: any.  Blocks: no. */
 TRI_API void *tri_share_data(tri_share *share);
+
+/** The size it was opened with; 0 for NULL.  Threads: any.  Blocks: no. */
 TRI_API size_t tri_share_bytes(const tri_share *share);
-/** Before the pool ends; NULL is ignored.  No task may use the memory any more. */
+
+/**
+ * Give the memory back, which no task may use any more.  NULL is ignored.
+ *
+ * Before the pool ends: that frees those left, handles and all.
+ * Threads: any; no other call on this share may run or follow.  Blocks: no.
+ */
 TRI_API void tri_share_free(tri_share *share);
 
 #ifdef __cplusplus

@@ -60,7 +60,7 @@ const char *tri_strerror(int err)
     case TRI_EFORKED:
         return "the pool belongs to the process that opened it, not to this fork; open one here";
     case TRI_EFAILED:
-        return "the task's function returned a code other than 0; tri_future_code() tells it";
+        return "the task's function returned a code other than 0";
     case TRI_ECORRUPT:
         return "shared memory holds what no sound worker writes";
     case TRI_EPLATFORM:

@@ -128,6 +128,119 @@ static void an_option_that_cannot_be_kept_is_refused(void)
     }
 }
 
+static void one_byte(tri_pool_config *c)
+{
+    c->arena_bytes = 1;
+}
+static void between_two_sizes(tri_pool_config *c)
+{
+    c->arena_bytes = (10 << 20) - 1;
+}
+
+static void an_arena_has_8_mib_at_least(void)
+{
+    void (*const less[])(tri_pool_config *) = {one_byte, between_two_sizes};
+
+    for (size_t i = 0; i < 4; i++) {
+        tri_pool *p = pool_with(kinds[i / 2], 1, less[i % 2]);
+        tri_share *s = NULL;
+
+        CHECK(p->view.heap_bytes == 8 << 20);
+        CHECK(tri_share_open(p, 8 << 20, &s) == -ENOMEM && !s);
+        CHECK(tri_share_open(p, 5 << 20, &s) == 0);
+        CHECK(tri_share_bytes(s) == 5 << 20 && tri_share_data(s));
+        tri_share_free(s);
+        tri_pool_close(p);
+    }
+}
+
+static int open_gate(const void *in, void *out)
+{
+    struct gate *g;
+
+    (void)out;
+    memcpy(&g, in, sizeof g);
+    tri_store_rel(&g->open, 1);
+    return 0;
+}
+
+static void any_negative_wait_has_no_end(void)
+{
+    const int64_t times[] = {-1, -7, INT64_MIN, INT64_MAX};
+
+    for (size_t i = 0; i < 8; i++) {
+        tri_pool *p = pool_of(kinds[i / 4], 2);
+        tri_share *s;
+        struct gate *g = gate_of(p, &s);
+        tri_future *f[2];
+
+        occupy(p, g, 1, f);
+        CHECK(tri_future_wait(f[0], 0) == TRI_ETIMEDOUT);
+        f[1] = submit(p, open_gate, &g, sizeof g, 0);
+        CHECK(tri_future_wait(f[0], times[i % 4]) == 0);
+        CHECK(tri_future_get(f[1], NULL, times[i % 4]) == 0);
+        tri_future_free(f[0]);
+        tri_future_free(f[1]);
+        tri_pool_close(p);
+    }
+}
+
+static int forty_two(const void *in, void *out)
+{
+    (void)in;
+    (void)out;
+    return 42;
+}
+
+/* That of a task which was submitted can be asked for. */
+static void of_a_map_the_code_is_not_told(void)
+{
+    for (size_t k = 0; k < 2; k++) {
+        tri_pool *p = pool_of(kinds[k], 1);
+        tri_future *f = submit(p, forty_two, NULL, 0, 0);
+        tri_call opt = TRI_CALL_INIT;
+
+        CHECK(tri_future_wait(f, -1) == 0 && tri_future_code(f) == 42);
+        CHECK(ended(f, NULL) == TRI_EFAILED);
+        CHECK(tri_map(p, forty_two, NULL, 0, NULL, 0, 3, NULL) == TRI_EFAILED);
+        opt.caller = 1;
+        CHECK(tri_map(p, forty_two, NULL, 0, NULL, 0, 3, &opt) == TRI_EFAILED);
+        tri_pool_close(p);
+    }
+}
+
+static void after_the_pool_a_fork_may_free_its_futures(void)
+{
+    for (size_t k = 0; k < 2; k++) {
+        tri_pool *p = pool_of(kinds[k], 1);
+        tri_share *s;
+        struct gate *g = gate_of(p, &s);
+        tri_future *f[2] = {submit(p, forty_two, NULL, 0, 0)};
+        int status;
+        pid_t pid;
+
+        CHECK(tri_future_wait(f[0], -1) == 0);
+        occupy(p, g, 1, f + 1);
+        pid = fork();
+        if (pid == 0) {
+            CHECK(tri_future_wait(f[0], 0) == 0 && tri_future_wait(f[1], -1) == TRI_EFORKED);
+            CHECK(tri_future_cancel(f[0]) == -EBUSY && tri_future_cancel(f[1]) == TRI_EFORKED);
+            CHECK(tri_share_data(s) == g && tri_share_bytes(s) == sizeof *g);
+            tri_share_free(s);
+            tri_pool_close(p);
+            CHECK(tri_future_get(f[0], NULL, 0) == TRI_EFAILED && tri_future_code(f[0]) == 42);
+            CHECK(tri_future_code(f[1]) == 0);
+            tri_future_free(f[0]);
+            tri_future_free(f[1]);
+            _exit(0);
+        }
+        CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+        open_gate(&g, NULL);
+        CHECK(ended(f[0], NULL) == TRI_EFAILED && ended(f[1], NULL) == 0);
+        tri_pool_close(p);
+    }
+}
+
 static void null_is_no_crash(void)
 {
     tri_pool_config_init(NULL);
@@ -135,6 +248,9 @@ static void null_is_no_crash(void)
     CHECK(tri_share_bytes(NULL) == 0);
     CHECK(tri_future_wait(NULL, -1) == -EINVAL && tri_future_get(NULL, NULL, 0) == -EINVAL);
     CHECK(tri_future_cancel(NULL) == -EINVAL && tri_future_code(NULL) == 0);
+    CHECK(tri_machine_get(NULL) == -EINVAL);
+    tri_future_free(NULL);
+    tri_share_free(NULL);
 }
 
 /* From here on these calls are none that this kernel knows.  False: it cannot be told so. */
@@ -367,6 +483,10 @@ int main(void)
     RUN(an_array_that_cannot_be_is_refused);
     RUN(each_field_of_a_config_has_its_range);
     RUN(an_option_that_cannot_be_kept_is_refused);
+    RUN(an_arena_has_8_mib_at_least);
+    RUN(any_negative_wait_has_no_end);
+    RUN(of_a_map_the_code_is_not_told);
+    RUN(after_the_pool_a_fork_may_free_its_futures);
     RUN(null_is_no_crash);
     RUN(a_pool_opens_without_the_calls_it_can_do_without);
     RUN(a_call_it_cannot_do_without_is_named_so);
