@@ -46,6 +46,9 @@ away() {
     return "$status"
 }
 part_stubs() { away "$PWD/$venv/bin/python" -m mypy.stubtest --concise trireme._core; }
+part_types() {
+    away "$PWD/$venv/bin/python" -m mypy --strict --cache-dir=/dev/null "$PWD"/tests/types/*.py
+}
 
 part clang-format part_format
 part clang-tidy part_tidy
@@ -57,8 +60,9 @@ fi
 if "$venv/bin/python" -c 'import mypy' 2>/dev/null; then
     part stubtest part_stubs
     part mypy "$venv/bin/python" -m mypy --cache-dir=/dev/null python/trireme
+    part types part_types
 else
-    echo "lint: mypy, stubtest: skipped, no wheel for this interpreter"
+    echo "lint: mypy, stubtest, types: skipped, no wheel for this interpreter"
 fi
 if command -v shellcheck >/dev/null; then
     part shellcheck shellcheck tools/*.sh .ci/run

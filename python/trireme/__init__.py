@@ -14,12 +14,21 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+    from typing import Generic as _Generic
 
     from ._doors import install, uninstall
     from ._errors import RemoteError, TaskTimeout, WorkerLost
     from ._future import Future
     from ._pool import Pool, cpu_count, default_pool, map, starmap, submit
     from ._share import Shared, share
+else:
+
+    class _Generic:
+        """In typing's place, which takes milliseconds to import."""
+
+        __slots__ = ()
+        __class_getitem__ = classmethod(type(list[int]))
+
 
 __version__ = "0.1.0"
 
@@ -59,15 +68,17 @@ _WHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    where = _WHERE.get(name)
-    if where is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # checkers know the names from above, and refuse any other
 
-    value = getattr(import_module(f"{__name__}.{where}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        where = _WHERE.get(name)
+        if where is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.{where}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from . import _Generic
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
+
+    R = TypeVar("R")
 
 
-class AsyncResult:
+class AsyncResult(_Generic["R"]):
     """A call or a map that runs in the background.
 
     *callback* is called with the result, *error_callback* with the exception, on a thread of the
@@ -19,7 +23,7 @@ class AsyncResult:
     def __init__(
         self,
         job: Any,
-        callback: Callable[[Any], object] | None = None,
+        callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._job = job
@@ -37,7 +41,7 @@ class AsyncResult:
         elif self._callback is not None:
             self._callback(self._job._get(None))
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> R:
         """The result, or the exception raised.  TimeoutError after *timeout* seconds."""
         return self._job._get(timeout)
 
@@ -56,13 +60,13 @@ class AsyncResult:
         return self._job._error is None
 
 
-class CallResult(AsyncResult):
+class CallResult(AsyncResult["R"]):
     """An AsyncResult of one call."""
 
     def __init__(
         self,
         future: Any,
-        callback: Callable[[Any], object] | None = None,
+        callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._future = future
@@ -79,7 +83,7 @@ class CallResult(AsyncResult):
         elif self._callback is not None:
             self._callback(future.result())
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> R:
         """The result, or the exception raised.  TimeoutError after *timeout* seconds."""
         return self._future.result(timeout)
 

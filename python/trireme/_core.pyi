@@ -3,9 +3,13 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Self, final
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
+
+from ._future import Future
+
+_R = TypeVar("_R")
 
 version: str
 
@@ -38,14 +42,14 @@ class PoolBase:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
     def submit(
         self,
-        f: Callable[..., Any],
+        f: Callable[..., _R],
         /,
-        *args: Any,
+        *args: Any,  # not those of f: what is a Shared here is the object there
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
         **kwargs: Any,
-    ) -> Any: ...
+    ) -> Future[_R]: ...
     def _open(
         self,
         threads: bool,
@@ -121,10 +125,10 @@ class FutureBase:
     _exception: BaseException | None
 
 @final
-class JobHandle(Iterator[Any]):
+class JobHandle(Iterator[_R]):
     def __iter__(self) -> Self: ...
-    def __next__(self) -> Any: ...
-    def next(self, timeout: float | None = None) -> Any: ...
+    def __next__(self) -> _R: ...
+    def next(self, timeout: float | None = None) -> _R: ...
 
 @final
 class Job(Iterator[Any]):
@@ -136,7 +140,7 @@ class Job(Iterator[Any]):
     def _watch(self, fn: Callable[[], object], /) -> None: ...
     def _tell(self) -> None: ...
     def _stop(self) -> None: ...
-    def _handle(self) -> JobHandle: ...
+    def _handle(self) -> JobHandle[Any]: ...
     @property
     def _ended(self) -> bool: ...
     @property

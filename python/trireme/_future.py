@@ -16,12 +16,14 @@ from . import _core
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from typing import Any
+    from typing import Any, TypeVar
+
+    R = TypeVar("R")
 
 _NOT_BY_HAND = "a pool's future is completed by the pool only"
 
 
-class Future(_core.FutureBase, _StdFuture):
+class Future(_core.FutureBase, _StdFuture["R"]):
     """The result of one call, now or later.
 
     A ``concurrent.futures.Future`` in every respect, and awaitable.  ``result(timeout=None)`` and
@@ -49,12 +51,15 @@ class Future(_core.FutureBase, _StdFuture):
                     what = f" raised {type(raised).__name__}"
         return f"<{type(self).__name__} at {id(self):#x} state={state.lower()}{what}>"
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    if TYPE_CHECKING:
+
+        def result(self, timeout: float | None = None) -> R:
+            """The result, or the exception raised.  TimeoutError after *timeout* seconds."""
+
+    def __await__(self) -> Generator[Any, None, R]:
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
-
-    __class_getitem__ = classmethod(type(list[int]))  # type: ignore[assignment,var-annotated]
 
     def set_running_or_notify_cancel(self) -> bool:
         """Refused: workers decide."""

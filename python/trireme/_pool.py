@@ -18,13 +18,13 @@ from ._options import STARTS, _as_items, _as_iterator, _check_pool_options, _map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, TypeVar
+    from collections.abc import Callable, Iterable
+    from typing import Any, Self, TypeVar
 
     from ._async import AsyncResult
     from ._future import Future
+    from ._progress import Wanted
 
-    T = TypeVar("T")
     R = TypeVar("R")
 
 __all__ = ["STARTS", "Pool", "cpu_count", "default_pool", "map", "starmap", "submit"]
@@ -98,7 +98,7 @@ class Pool(_core.PoolBase):
         max_tasks_per_worker: a worker is replaced after so many tasks.
         threads_per_worker: BLAS and OpenMP threads in each worker; None for as many as leave
             every CPU used once, 0 for no limit.
-        arena_bytes: shared memory that one participant may fill; None for the machine's.
+        arena_bytes: shared memory one participant may fill, at least 8 MiB; None: the machine's.
         slots: tasks in flight at most; submit() blocks beyond.
         spin: seconds a participant may search busily before it sleeps; None for the default.
         max_restarts: deaths within 10 s after which the pool gives up; None for the default.
@@ -116,12 +116,14 @@ class Pool(_core.PoolBase):
     _inherits = False
     _gives_futures = True  # submit() is its user's
 
-    def __new__(cls, workers: int | None = None, *, kind: str = "process", **options: Any) -> Any:
-        if kind == "serial":
-            from ._serial import SerialPool
+    if not TYPE_CHECKING:  # to checkers a serial pool is a Pool, too
 
-            return SerialPool(workers, **options)
-        return super().__new__(cls)
+        def __new__(cls, workers: int | None = None, *, kind: str = "process", **options: Any):
+            if kind == "serial":
+                from ._serial import SerialPool
+
+                return SerialPool(workers, **options)
+            return super().__new__(cls)
 
     def __init__(
         self,
@@ -286,7 +288,7 @@ class Pool(_core.PoolBase):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
-        progress: Any = None,
+        progress: Wanted = None,
         caller: bool = False,
     ) -> list[R]:
         """``[fn(x) for x in iterable]`` on the workers; several iterables go in step, as in map().
@@ -317,7 +319,7 @@ class Pool(_core.PoolBase):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
-        progress: Any = None,
+        progress: Wanted = None,
         caller: bool = False,
     ) -> list[R]:
         """``[fn(*x) for x in iterable]`` on the workers; options as in :meth:`map`."""
@@ -366,8 +368,8 @@ class Pool(_core.PoolBase):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
-        progress: Any = None,
-    ) -> Iterator[R]:
+        progress: Wanted = None,
+    ) -> _core.JobHandle[R]:
         """An iterator over the results, in order, as they come.
 
         Input is pulled as results are taken, a bounded number of items ahead, so it may be
@@ -385,8 +387,8 @@ class Pool(_core.PoolBase):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
-        progress: Any = None,
-    ) -> Iterator[R]:
+        progress: Wanted = None,
+    ) -> _core.JobHandle[R]:
         """Like :meth:`imap`, but results come as they end."""
         options = _map_options(chunk, timeout, retries, priority)
         return self._iterate(_UNORDERED, "imap_unordered()", fn, iterables, options, progress)
@@ -437,7 +439,7 @@ class Pool(_core.PoolBase):
         priority: int = 0,
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> AsyncResult:
+    ) -> AsyncResult[list[R]]:
         """Start a :meth:`map` in the background."""
         items, star = self._items(iterables, "map_async()")
         options = _map_options(chunk, timeout, retries, priority)
@@ -454,7 +456,7 @@ class Pool(_core.PoolBase):
         priority: int = 0,
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> AsyncResult:
+    ) -> AsyncResult[list[R]]:
         """Start a :meth:`starmap` in the background."""
         items = _as_items(iterable, "starmap_async()")
         options = _map_options(chunk, timeout, retries, priority)
@@ -468,7 +470,7 @@ class Pool(_core.PoolBase):
         options: dict[str, Any],
         callback: Any,
         error_callback: Any,
-    ) -> AsyncResult:
+    ) -> AsyncResult[Any]:
         from ._async import AsyncResult
 
         job = self._job(fn, items, len(items), _ASYNC, star=star, **options)
@@ -488,7 +490,7 @@ class Pool(_core.PoolBase):
     ) -> R:
         """``fn(*args, **kwds)`` on a worker.  Blocks."""
         future = self._call(fn, args, kwds, timeout, retries, priority)
-        return future.result()  # type: ignore[no-any-return]
+        return future.result()
 
     def apply_async(
         self,
@@ -501,7 +503,7 @@ class Pool(_core.PoolBase):
         priority: int = 0,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> AsyncResult:
+    ) -> AsyncResult[R]:
         """Start ``fn(*args, **kwds)`` on a worker; :meth:`submit` gives a Future instead."""
         from ._async import CallResult
 
@@ -510,13 +512,13 @@ class Pool(_core.PoolBase):
 
     def _call(
         self,
-        fn: Any,
+        fn: Callable[..., R],
         args: Iterable[Any],
         kwds: dict[str, Any] | None,
         timeout: float | None,
         retries: int,
         priority: int,
-    ) -> Any:
+    ) -> Future[R]:
         if kwds and not {"timeout", "retries", "priority"}.isdisjoint(kwds):
             from functools import partial
 
@@ -567,7 +569,7 @@ class Pool(_core.PoolBase):
         self._forget()
         _open_pools.discard(self)
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
@@ -658,21 +660,23 @@ class _Default:
             pool.terminate()
 
 
-def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> list[R]:
-    """:meth:`Pool.map` on the default pool."""
-    with _Default() as pool:
-        return pool.map(fn, *iterables, **options)
+if TYPE_CHECKING:  # they take what the methods take
+    map, starmap, submit = Pool().map, Pool().starmap, Pool().submit
+else:
 
+    def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> list[R]:
+        """:meth:`Pool.map` on the default pool."""
+        with _Default() as pool:
+            return pool.map(fn, *iterables, **options)
 
-def starmap(fn: Callable[..., R], iterable: Iterable[Any], **options: Any) -> list[R]:
-    """:meth:`Pool.starmap` on the default pool."""
-    with _Default() as pool:
-        return pool.starmap(fn, iterable, **options)
+    def starmap(fn: Callable[..., R], iterable: Iterable[Any], **options: Any) -> list[R]:
+        """:meth:`Pool.starmap` on the default pool."""
+        with _Default() as pool:
+            return pool.starmap(fn, iterable, **options)
 
-
-def submit(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future:
-    """:meth:`Pool.submit` on the default pool."""
-    return default_pool().submit(fn, *args, **kwargs)
+    def submit(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        """:meth:`Pool.submit` on the default pool."""
+        return default_pool().submit(fn, *args, **kwargs)
 
 
 @atexit.register

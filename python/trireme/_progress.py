@@ -14,7 +14,14 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol, TypeAlias
+
+    class _Bar(Protocol):
+        def update(self, n: int, /) -> object:
+            """*n* more are done."""
+
+    # Any: an int, but for an imap() whose input does not say how long it is.
+    Wanted: TypeAlias = bool | dict[str, Any] | Callable[[int, Any], object] | _Bar | None
 
 INTERVAL_S = 0.05
 
@@ -125,7 +132,7 @@ def _make_bar(**options: Any) -> Any:
     return _plain_tqdm(**{"mininterval": INTERVAL_S, "miniters": 1, **options})
 
 
-def make_progress(progress: Any, total: int | None, desc: str | None = None) -> Progress | None:
+def make_progress(progress: Wanted, total: int | None, desc: str | None = None) -> Progress | None:
     """The object that a map updates, or None for no progress.
 
     *progress*: False or None, nothing; True, a bar; a dict, the keyword arguments of tqdm for a

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 from concurrent.futures import Future as _StdFuture
 
-from . import _share
+from . import _Generic, _share
 from ._options import _as_iterator, _check_pool_options, _chunk, _integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
-    from typing import Any
+    from typing import Any, Self, TypeVar
+
+    from ._async import AsyncResult
+
+    R = TypeVar("R")
 
 
-class SerialFuture(_StdFuture):  # type: ignore[type-arg]
+class SerialFuture(_StdFuture["R"]):
     """A call that has already been made."""
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, R]:
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
@@ -58,11 +62,16 @@ def _check_options(options: dict[str, Any]) -> None:
         raise TypeError(f"unexpected keyword argument {name!r}")
 
 
-class _Results:
+class _Results(_Generic["R"]):
     """What imap() gives: it goes on behind an item that fails, as in other pools."""
 
     def __init__(
-        self, pool: SerialPool, fn: Any, items: Iterator[Any], shown: Any, least: int
+        self,
+        pool: SerialPool,
+        fn: Callable[..., R],
+        items: Iterator[Any],
+        shown: Any,
+        least: int,
     ) -> None:
         self._pool = pool
         self._fn = fn
@@ -70,10 +79,10 @@ class _Results:
         self._shown = shown
         self._least = least  # how many results there are to be
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> R:
         try:
             args = next(self._items)
         except BaseException:
@@ -87,7 +96,7 @@ class _Results:
             if self._shown:
                 self._shown.update(1)
 
-    def next(self, timeout: float | None = None) -> Any:
+    def next(self, timeout: float | None = None) -> R:
         """The next result; *timeout* means nothing: the call is made here and now."""
         return next(self)
 
@@ -143,7 +152,7 @@ class SerialPool:
         if self._closed:
             raise ValueError("the pool is closed")
 
-    def _call(self, fn: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> Any:
+    def _call(self, fn: Callable[..., R], args: Iterable[Any], kwargs: dict[str, Any]) -> R:
         self._calls += 1
         try:
             return _share.reveal_function(fn)(*_arguments(args), **_share.reveal(kwargs))
@@ -153,7 +162,7 @@ class SerialPool:
 
     # ------------------------------------------------------------------ single calls
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> SerialFuture:
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> SerialFuture[R]:
         """Call now; the future has ended when it is returned."""
         options: dict[str, Any] = {
             k: kwargs.pop(k) for k in ("timeout", "retries", "priority") if k in kwargs
@@ -161,16 +170,20 @@ class SerialPool:
         return self._submit(fn, args, kwargs, options)
 
     def _submit(
-        self, fn: Any, args: Iterable[Any], kwargs: dict[str, Any], options: dict[str, Any]
-    ) -> SerialFuture:
+        self,
+        fn: Callable[..., R],
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
+    ) -> SerialFuture[R]:
         self._check()
         _check_callable(fn)
         _check_options(options)
         return self._future(lambda: self._call(fn, args, kwargs))
 
     @staticmethod
-    def _future(call: Callable[[], Any]) -> SerialFuture:
-        future = SerialFuture()
+    def _future(call: Callable[[], R]) -> SerialFuture[R]:
+        future: SerialFuture[R] = SerialFuture()
         future.set_running_or_notify_cancel()
         try:
             future.set_result(call())
@@ -182,24 +195,24 @@ class SerialPool:
 
     def apply(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., R],
         args: Iterable[Any] = (),
         kwds: dict[str, Any] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> R:
         """``fn(*args, **kwds)``."""
         return self._submit(fn, args, kwds or {}, options).result()
 
     def apply_async(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., R],
         args: Iterable[Any] = (),
         kwds: dict[str, Any] | None = None,
         *,
-        callback: Callable[[Any], object] | None = None,
+        callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> AsyncResult[R]:
         """:meth:`apply`, as an AsyncResult that has ended."""
         from ._async import CallResult
 
@@ -208,8 +221,13 @@ class SerialPool:
     # ------------------------------------------------------------------ maps
 
     def _iterate(
-        self, what: str, fn: Any, iterables: tuple[Any, ...], star: bool, options: dict[str, Any]
-    ) -> _Results:
+        self,
+        what: str,
+        fn: Callable[..., R],
+        iterables: tuple[Any, ...],
+        star: bool,
+        options: dict[str, Any],
+    ) -> _Results[R]:
         from ._progress import make_progress
 
         self._check()
@@ -234,18 +252,18 @@ class SerialPool:
         least = len(iterables[0]) if len(iterables) == 1 and type(iterables[0]) is list else 0
         return _Results(self, fn, items, shown, least)
 
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> list[Any]:
+    def map(self, fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> list[R]:
         """``list(map(fn, *iterables))``."""
         return self._all(self._iterate("map()", fn, iterables, False, options))
 
     def starmap(
-        self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any
-    ) -> list[Any]:
+        self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], **options: Any
+    ) -> list[R]:
         """``[fn(*x) for x in iterable]``."""
         return self._all(self._iterate("starmap()", fn, (iterable,), True, options))
 
     @staticmethod
-    def _all(results: _Results) -> list[Any]:
+    def _all(results: _Results[R]) -> list[R]:
         try:
             got = list(results)
         finally:
@@ -256,26 +274,24 @@ class SerialPool:
             )
         return got
 
-    def imap(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any
-    ) -> Iterator[Any]:
+    def imap(self, fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> _Results[R]:
         """``map(fn, *iterables)``, one call per result taken."""
         return self._iterate("imap()", fn, iterables, False, options)
 
     def imap_unordered(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any
-    ) -> Iterator[Any]:
+        self, fn: Callable[..., R], *iterables: Iterable[Any], **options: Any
+    ) -> _Results[R]:
         """:meth:`imap`: calls end in the order of the input."""
         return self._iterate("imap_unordered()", fn, iterables, False, options)
 
     def map_async(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., R],
         *iterables: Iterable[Any],
-        callback: Callable[[list[Any]], object] | None = None,
+        callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> AsyncResult[list[R]]:
         """:meth:`map`, as an AsyncResult that has ended."""
         from ._async import CallResult
 
@@ -284,13 +300,13 @@ class SerialPool:
 
     def starmap_async(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         *,
-        callback: Callable[[list[Any]], object] | None = None,
+        callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> AsyncResult[list[R]]:
         """:meth:`starmap`, as an AsyncResult that has ended."""
         from ._async import CallResult
 

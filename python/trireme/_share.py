@@ -34,12 +34,15 @@ import struct
 import sys
 import weakref
 
-from . import _core, _pickling
+from . import _core, _Generic, _pickling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, ClassVar
+    from typing import Any, ClassVar, TypeVar
+
+    T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
 
 _HEADER = 16
 _SEAL, _SHRINK, _GROW = 1, 2, 4
@@ -47,8 +50,8 @@ _HUGE = 2 << 20  # a large page; see src/shm/huge.h
 
 # By (owner's pid, number): handles made here, or in a process that this one is a fork of, and those
 # that came from elsewhere.
-_made: weakref.WeakValueDictionary[tuple[int, int], Shared] = weakref.WeakValueDictionary()
-_known: dict[tuple[int, int], Shared] = {}
+_made: weakref.WeakValueDictionary[tuple[int, int], Shared[Any]] = weakref.WeakValueDictionary()
+_known: dict[tuple[int, int], Shared[Any]] = {}
 _count = itertools.count(1)
 
 
@@ -216,7 +219,7 @@ def _open(pid: int, number: int, fd: int) -> memoryview:
     return memory
 
 
-def _resolve(pid: int, number: int, fd: int) -> Shared:
+def _resolve(pid: int, number: int, fd: int) -> Shared[Any]:
     """In whatever process a handle is unpickled: the handle there."""
     key = pid, number
     handle = _made.get(key) or _known.get(key)
@@ -230,7 +233,7 @@ def _resolve(pid: int, number: int, fd: int) -> Shared:
     return handle
 
 
-class Shared:
+class Shared(_Generic["T_co"]):
     """A handle on an object in shared memory; made by :func:`share`.
 
     Where the handle is an argument of a task, or lies in a tuple, list or dict (of exactly these
@@ -248,7 +251,7 @@ class Shared:
     # Of those in this process, by id.  While there is none, nobody looks for one in arguments.
     _live: ClassVar[dict[int, None]] = {}
 
-    def __init__(self, obj: Any) -> None:
+    def __init__(self, obj: T_co) -> None:
         key = os.getpid(), next(_count)
         self._set(key, *_store(obj, key[1]))
         _made[key] = self
@@ -258,7 +261,7 @@ class Shared:
         self._memory = memory
         self._key = key
         self._live[id(self)] = None
-        self.value = _load(memory)
+        self.value: T_co = _load(memory)
 
     @property
     def nbytes(self) -> int:
@@ -323,7 +326,7 @@ def call(fn: Callable[..., Any], args: Iterable[Any]) -> Any:
     return reveal_function(fn)(*reveal(tuple(args)))
 
 
-def share(obj: Any) -> Shared:
+def share(obj: T) -> Shared[T]:
     """Put *obj* into shared memory once; pass the result to tasks instead of *obj*.
 
     >>> table = tri.share(big_array)

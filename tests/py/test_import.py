@@ -45,7 +45,7 @@ def test_import_brings_in_little_and_nothing_heavy(run_script: Any) -> None:
         import trireme as tri
         tri.Pool
         heavy = {"asyncio", "multiprocessing", "numpy", "cloudpickle", "tqdm", "subprocess",
-                 "ctypes", "socket", "inspect"}
+                 "ctypes", "socket", "inspect", "typing"}
         new = set(sys.modules) - there
         ours = {name for name in new if name.startswith("trireme")}
         print(sorted(heavy & new), len(ours) < 18 or sorted(ours), len(new) < 40 or sorted(new))
@@ -122,6 +122,16 @@ def test_every_public_method_has_a_docstring_and_a_signature() -> None:
             assert inspect.getdoc(value), (cls, name)
             if name not in ("submit",):
                 inspect.signature(value)
+
+
+def test_what_is_generic_to_type_checkers_is_so_at_run_time() -> None:
+    import trireme as tri
+    from trireme.multiprocessing.pool import ApplyResult, IMapIterator, MapResult
+
+    with tri.Pool(1, kind="thread") as pool:
+        background = type(pool.map_async(abs, [1]))
+    for cls in (tri.Future, tri.Shared, background, ApplyResult, MapResult, IMapIterator):
+        assert str(cls[int]).endswith(f"{cls.__name__}[int]")
 
 
 def test_serial_pool_has_every_method_of_a_pool() -> None:

@@ -30,8 +30,14 @@ from concurrent.futures._base import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sys
     from typing import Any
 
+    if sys.version_info >= (3, 14):
+        from concurrent.futures import InterpreterPoolExecutor  # noqa: F401
+
+    from . import process as process
+    from . import thread as thread
     from .process import ProcessPoolExecutor
     from .thread import ThreadPoolExecutor
 
@@ -63,16 +69,18 @@ if "InterpreterPoolExecutor" in _original.__all__:  # Python 3.14, built with in
     __all__ += ["InterpreterPoolExecutor"]
 
 
-def __getattr__(name: str) -> Any:
-    where = _WHERE.get(name)
-    if where is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # checkers know the names from above, and refuse any other
 
-    module = import_module(where)
-    value = module if where.endswith(f".{name}") else getattr(module, name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        where = _WHERE.get(name)
+        if where is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        module = import_module(where)
+        value = module if where.endswith(f".{name}") else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -28,7 +28,9 @@ from .. import _attend, _pool
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from typing import Any, TypeVar
+
+    R = TypeVar("R")
 
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 _AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
@@ -264,7 +266,7 @@ class PoolExecutor(_base.Executor):
 
     # ------------------------------------------------------------------ submitting
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _base.Future[Any]:
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> _base.Future[R]:
         """Start ``fn(*args, **kwargs)`` on a worker and return the Future of its result."""
         pids = self._pids
         if pids is not None and pids() != self._alive:
@@ -325,12 +327,12 @@ class PoolExecutor(_base.Executor):
 
     def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., R],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[R]:
         """An iterator equivalent to ``map(fn, *iterables)``; the calls run on the workers.
 
         All calls are started at once; with *buffersize*, at most so many whose results have not

@@ -10,13 +10,64 @@ from __future__ import annotations
 
 import multiprocessing as _original
 import types
-from multiprocessing import *  # noqa: F403  (for type checkers; the names are set again below)
 
 # The original has these names without being asked for them, too.
 from . import context, process, reduction  # noqa: F401
 from .context import reduction as reducer  # noqa: F401
 
-__all__ = list(_original.__all__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what has the original's type, and what has not
+    from multiprocessing import (
+        Array,
+        AuthenticationError,
+        Barrier,
+        BoundedSemaphore,
+        BufferTooShort,
+        Condition,
+        Event,
+        JoinableQueue,
+        Lock,
+        Manager,
+        Pipe,
+        Process,
+        ProcessError,
+        Queue,
+        RawArray,
+        RawValue,
+        RLock,
+        Semaphore,
+        SimpleQueue,
+        TimeoutError,
+        Value,
+        active_children,
+        allow_connection_pickling,
+        cpu_count,
+        current_process,
+        freeze_support,
+        get_all_start_methods,
+        get_logger,
+        get_start_method,
+        log_to_stderr,
+        parent_process,
+        set_executable,
+        set_forkserver_preload,
+        set_start_method,
+    )
+
+    Pool = context._default_context.Pool
+    get_context = context._default_context.get_context
+    __all__ = [
+        "Array", "AuthenticationError", "Barrier", "BoundedSemaphore", "BufferTooShort",
+        "Condition", "Event", "JoinableQueue", "Lock", "Manager", "Pipe", "Pool", "Process",
+        "ProcessError", "Queue", "RLock", "RawArray", "RawValue", "Semaphore", "SimpleQueue",
+        "TimeoutError", "Value", "active_children", "allow_connection_pickling", "cpu_count",
+        "current_process", "freeze_support", "get_all_start_methods", "get_context",
+        "get_logger", "get_start_method", "log_to_stderr", "parent_process", "reducer",
+        "set_executable", "set_forkserver_preload", "set_start_method",
+    ]
+else:
+    __all__ = list(_original.__all__)
+del TYPE_CHECKING  # not a name of the original's
 
 SUBDEBUG = 5
 SUBWARNING = 25

@@ -12,19 +12,19 @@ import itertools
 import sys
 import threading
 import time
-import types
 from collections import deque
 from importlib import import_module
 from operator import itemgetter
 
-from .. import _core, _errors, _pickling
+from .. import _core, _errors, _Generic, _pickling
 from .context import TimeoutError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import Any, Self, TypeVar
 
+    R = TypeVar("R")
     _Call = tuple[int, Callable[[], object]]
 
 _PATIENCE = 20  # half milliseconds for which callbacks wait for others to be told of
@@ -228,14 +228,14 @@ class Teller:
 # ---------------------------------------------------------------------------------------------
 
 
-class ApplyResult:
+class ApplyResult(_Generic["R"]):
     """What ``apply_async`` returns."""
 
     def __init__(
         self,
         future: Any,
         teller: Teller,
-        callback: Callable[[Any], object] | None = None,
+        callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._future = future
@@ -296,29 +296,27 @@ class ApplyResult:
         except TimeoutError:
             pass
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> R:
         """The value, or the exception raised.  TimeoutError after *timeout* seconds."""
         if self._event is not None and not self._event.wait(timeout):
             raise TimeoutError
         error = self._failure(timeout)
         if error is None:
-            return self._value()
+            return self._value()  # type: ignore[no-any-return]
         raise error
-
-    __class_getitem__: Any = classmethod(types.GenericAlias)
 
 
 AsyncResult = ApplyResult
 
 
-class MapResult(ApplyResult):
+class MapResult(ApplyResult["list[R]"]):
     """What ``map_async`` returns.  It has ended when each of its chunks has."""
 
     def __init__(
         self,
         futures: list[Any],
         teller: Teller,
-        callback: Callable[[list[Any]], object] | None = None,
+        callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._futures = futures
@@ -383,17 +381,19 @@ class MapResult(ApplyResult):
             future.cancel()
 
 
-class IMapIterator:
+class IMapIterator(_Generic["R"]):
     """What ``imap`` returns: results in the order of the input.
 
     The input is read at once, or by a thread of its own, and not as results are taken: the work
     goes on while nobody looks, after close() too.
     """
 
-    def __init__(self, native: Any, submit: Any, func: Any, iterable: Iterable[Any]) -> None:
+    def __init__(
+        self, native: Any, submit: Any, func: Callable[..., R], iterable: Iterable[Any]
+    ) -> None:
         self._native = native
         self._submit = submit
-        self._func = func
+        self._func: Any = func
         self._turn = threading.Lock()
         self._futures: deque[Any] = deque()  # not yet given out
         self._ended: deque[Any] = deque()  # found to have ended, unless in order
@@ -462,7 +462,7 @@ class IMapIterator:
         futures.popleft()
         return future
 
-    def next(self, timeout: float | None = None) -> Any:
+    def next(self, timeout: float | None = None) -> R:
         """The next result, or its exception raised.  TimeoutError after *timeout* seconds."""
         until = None if timeout is None else time.monotonic() + timeout
         if not self._turn.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
@@ -473,21 +473,21 @@ class IMapIterator:
             self._turn.release()
         error = future.exception()
         if error is None:
-            return future.result()
+            return future.result()  # type: ignore[no-any-return]
         error = translated(error)
         if isinstance(error, StopIteration):
             # It would end the caller's loop, and the results behind it would be lost unseen.
             raise RuntimeError("a task raised StopIteration") from error
         raise error
 
-    def __next__(self) -> Any:
+    def __next__(self) -> R:
         return self.next()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Self:
         return self
 
 
-class IMapUnorderedIterator(IMapIterator):
+class IMapUnorderedIterator(IMapIterator["R"]):
     """What ``imap_unordered`` returns: results as they come.
 
     Who asks for a result looks for one that has ended.  Tasks start in the order they were sent,

@@ -24,7 +24,7 @@ from multiprocessing.context import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, Literal, overload
 
     from .pool import Pool as _Pool
 
@@ -153,9 +153,25 @@ class _WithPool(_Base):
 
         return sharedctypes
 
+    if TYPE_CHECKING:
+
+        @overload
+        def get_context(self, method: None = None) -> DefaultContext: ...
+        @overload
+        def get_context(self, method: Literal["spawn"]) -> SpawnContext: ...
+        @overload
+        def get_context(self, method: Literal["fork"]) -> ForkContext: ...
+        @overload
+        def get_context(self, method: Literal["forkserver"]) -> ForkServerContext: ...
+        @overload
+        def get_context(self, method: str) -> _WithPool: ...
+
     def get_context(self, method: str | None = None) -> Any:
-        """The context of that start method; this one for None."""
-        return self if method is None else concrete(method)
+        """The context of that start method; for None this one, or the default one."""
+        return self._own() if method is None else concrete(method)
+
+    def _own(self) -> Any:
+        return self
 
 
 class ForkContext(_WithPool, _original.ForkContext):
@@ -198,12 +214,9 @@ class DefaultContext(_WithPool, _original.DefaultContext):
     def _actual_context(self) -> Any:
         return _original._default_context._actual_context  # type: ignore[attr-defined]
 
-    def get_context(self, method: str | None = None) -> Any:
-        """The context of that start method; that of the set or default one for None."""
-        if method is None:
-            theirs = _original._default_context.get_context()
-            return _concrete_contexts.get(theirs.get_start_method(), theirs)
-        return concrete(method)
+    def _own(self) -> Any:
+        theirs = _original._default_context.get_context()
+        return _concrete_contexts.get(theirs.get_start_method(), theirs)
 
     def set_start_method(self, method: str | None, force: bool = False) -> None:
         """Set the start method of this process, for the original module, too."""

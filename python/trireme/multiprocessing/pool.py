@@ -40,8 +40,10 @@ from .context import _default_context
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any, Self, TypeVar
+
+    R = TypeVar("R")
 
 __all__ = ["Pool", "ThreadPool"]
 
@@ -246,18 +248,23 @@ class Pool:
     def _stand(run: Any, sent: Any, func: Any) -> Any:
         return _born.Stand(partial, (run, sent), func)
 
-    def apply(self, func: Callable[..., Any], args: Any = (), kwds: Any = {}) -> Any:  # noqa: B006
+    def apply(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},  # noqa: B006
+    ) -> R:
         """``func(*args, **kwds)`` on a worker."""
         return self.apply_async(func, args, kwds).get()
 
     def apply_async(
         self,
-        func: Callable[..., Any],
-        args: Any = (),
-        kwds: Any = {},  # noqa: B006
-        callback: Callable[[Any], object] | None = None,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},  # noqa: B006
+        callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> ApplyResult:
+    ) -> ApplyResult[R]:
         """Start :meth:`apply`."""
         if self._state != RUN:
             raise ValueError("Pool not running")
@@ -265,59 +272,59 @@ class Pool:
         return ApplyResult(future, self._teller, callback, error_callback)
 
     def map(
-        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
-    ) -> list[Any]:
+        self, func: Callable[[Any], R], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[R]:
         """*func* of each item, as a list."""
         return self._get(self._map(func, iterable, _worker.run_chunk, chunksize))
 
     def starmap(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-    ) -> list[Any]:
+    ) -> list[R]:
         """*func* of the arguments in each item, as a list."""
         return self._get(self._map(func, iterable, _worker.run_star, chunksize))
 
     def map_async(
         self,
-        func: Callable[[Any], Any],
+        func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int | None = None,
-        callback: Callable[[list[Any]], object] | None = None,
+        callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> MapResult:
+    ) -> MapResult[R]:
         """Start :meth:`map`."""
         return self._map(func, iterable, _worker.run_chunk, chunksize, callback, error_callback)
 
     def starmap_async(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        callback: Callable[[list[Any]], object] | None = None,
+        callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> MapResult:
+    ) -> MapResult[R]:
         """Start :meth:`starmap`."""
         return self._map(func, iterable, _worker.run_star, chunksize, callback, error_callback)
 
     @staticmethod
-    def _get(result: MapResult) -> list[Any]:
+    def _get(result: MapResult[R]) -> list[R]:
         try:
-            return result.get()  # type: ignore[no-any-return]
+            return result.get()
         except KeyboardInterrupt:
             result._cancel()
             raise
 
     def _map(
         self,
-        func: Any,
+        func: Callable[..., R],
         iterable: Iterable[Any],
         run: Any,
         chunksize: int | None,
         callback: Any = None,
         error_callback: Any = None,
-    ) -> MapResult:
+    ) -> MapResult[R]:
         self._check_running()
         futures: list[Any]
         if not hasattr(iterable, "__len__"):
@@ -343,14 +350,14 @@ class Pool:
         return MapResult(futures, self._teller, callback, error_callback)
 
     def imap(
-        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
-    ) -> Iterator[Any]:
+        self, func: Callable[[Any], R], iterable: Iterable[Any], chunksize: int = 1
+    ) -> IMapIterator[R]:
         """An iterator over the results, in order."""
         return self._imap(IMapIterator, func, iterable, chunksize)
 
     def imap_unordered(
-        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
-    ) -> Iterator[Any]:
+        self, func: Callable[[Any], R], iterable: Iterable[Any], chunksize: int = 1
+    ) -> IMapIterator[R]:
         """An iterator over the results, as they come."""
         return self._imap(IMapUnorderedIterator, func, iterable, chunksize)
 
@@ -412,7 +419,7 @@ class Pool:
         if self._native._joined:
             self._close_lender()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         self._check_running()
         return self
 
