@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
 
+    from ._progress import Progress
+
     R = TypeVar("R")
 
 
@@ -17,7 +19,8 @@ class AsyncResult(_Generic["R"]):
     """A call or a map that runs in the background.
 
     *callback* is called with the result, *error_callback* with the exception, on a thread of the
-    pool's or on whichever thread waits.
+    pool's or on whichever thread waits.  So is what was given as progress=, if *progress*, whose
+    bar is closed before get() returns.
     """
 
     def __init__(
@@ -25,15 +28,27 @@ class AsyncResult(_Generic["R"]):
         job: Any,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._job = job
         self._handle = job._handle()  # to be dropped with this
         self._callback = callback
         self._error_callback = error_callback
-        if callback is not None or error_callback is not None:
+        self._progress = progress
+        if callback is not None or error_callback is not None or progress is not None:
             job._watch(self._done)
 
+    def _close_progress(self) -> None:
+        if self._progress is not None and self._job._ended:
+            self._progress.close()
+
     def _done(self) -> None:
+        try:
+            self._close_progress()
+        finally:
+            self._call_back()
+
+    def _call_back(self) -> None:
         error = self._job._error
         if error is not None:
             if self._error_callback is not None:
@@ -43,7 +58,10 @@ class AsyncResult(_Generic["R"]):
 
     def get(self, timeout: float | None = None) -> R:
         """The result, or the exception raised.  TimeoutError after *timeout* seconds."""
-        return self._job._get(timeout)
+        try:
+            return self._job._get(timeout)
+        finally:
+            self._close_progress()
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until it has ended, at most *timeout* seconds."""

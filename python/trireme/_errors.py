@@ -27,7 +27,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TEXT_LIMIT = 256 * 1024
 
 # The process whose tasks' SystemExit and the like are to be raised as themselves by the owner: a
-# worker of a facade whose original does that, not the workers that it may fork.
+# worker of an executor, as the original's do that, not the workers that it may fork.
 _naked = 0
 
 
@@ -140,6 +140,14 @@ def broken_process_pool() -> type:
     module = sys.modules.get("concurrent.futures.process")
     found = None if module is None else vars(module).get("BrokenProcessPool")
     return found or worker_lost_class()
+
+
+def executors_cause(text: str) -> BaseException:
+    """concurrent.futures.process._RemoteTraceback of *text*; ours before that can be one."""
+    told = RemoteTraceback(text)
+    module = sys.modules.get("concurrent.futures.process")
+    theirs = None if module is None else vars(module).get("_RemoteTraceback")
+    return theirs(str(told)) if theirs else told
 
 
 def worker_lost_class() -> type:
@@ -329,6 +337,9 @@ def encode_exception(exc: BaseException, skip_frames: int = 0) -> bytes:
     *skip_frames* is how many of the outermost frames are not the user's; frames of this package
     are left out anyway.  Never raises.
     """
+    told = _naked == os.getpid()
+    if told and exc.__cause__ is not None and type(exc).__module__ == "trireme._pickling":
+        exc = exc.__cause__  # what a method of an object raised that was to be pickled
     kind = type(exc)
     notes = getattr(exc, "__notes__", None)
     notes = [_safe_str(note) for note in notes] if isinstance(notes, list) else []
@@ -340,7 +351,6 @@ def encode_exception(exc: BaseException, skip_frames: int = 0) -> bytes:
         pickled = _tried_pickle(exc)
     except BaseException:
         pickled = None
-    told = _naked == os.getpid()
     return pickle.dumps((_type_name(kind), _safe_str(exc), text, pickled, notes, told), 5)
 
 
@@ -377,13 +387,15 @@ def _fill_source(text: str) -> str:
 def decode_exception(data: bytes, naked: bool = False) -> BaseException:
     """Owner: the exception to raise for a task that failed.  Never raises.
 
-    The result has a RemoteTraceback as its ``__cause__``.  It is the task's own exception where
-    that could travel, else a RemoteError.  SystemExit, KeyboardInterrupt and the like become a
-    RemoteError with the exception as ``original``, because they would act on this process;
-    *naked*, or the worker's word (``_naked``), gives them as they are.
+    The result has a RemoteTraceback as its ``__cause__``, the original's class of this kind for an
+    executor.  It is the task's own exception where that could travel, else a RemoteError.
+    SystemExit, KeyboardInterrupt and the like become a RemoteError with the exception as
+    ``original``, because they would act on this process; *naked*, or the worker's word
+    (``_naked``), gives them as they are.
     """
     exc: BaseException
     text = ""
+    told: list[bool] = []
     try:
         type_name, message, text, pickled, notes, *told = pickle.loads(data)
         text = _fill_source(text)
@@ -397,7 +409,8 @@ def decode_exception(data: bytes, naked: bool = False) -> BaseException:
     except Exception as failure:
         exc = RemoteError("unknown", "", text, f"its report is damaged: {_safe_str(failure)}")
     try:
-        exc.__cause__ = RemoteTraceback(text) if text else None
+        cause = executors_cause if any(told) else RemoteTraceback
+        exc.__cause__ = cause(text) if text else None
     except Exception:
         pass  # a class that forbids it
     return exc

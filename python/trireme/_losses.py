@@ -117,7 +117,7 @@ def lost(
             code = -signal if signal else exitcode
             told.insert(0, f"Process {pid} terminated abruptly with exit code {code}")
         if told:
-            loss.__cause__ = _errors.RemoteTraceback("\n\n".join(told))
+            loss.__cause__ = _errors.executors_cause("\n\n".join(told))
         return loss
     if status == -errno.ENOMEM:
         return MemoryError(f"the result of {text or 'a task'} could not be received: no memory")
@@ -135,6 +135,6 @@ def lost(
             stack=stack,
         )
         if stack:
-            loss.__cause__ = _errors.RemoteTraceback(stack)
+            loss.__cause__ = _errors.executors_cause(stack)
         return loss
     return cls(why, task=text)

@@ -11,7 +11,7 @@ import operator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 _ENDLESS = (1 << 31) - 1  # a number without an upper limit may be larger, and means this one
@@ -135,6 +135,19 @@ def _chunk(chunk: Any) -> int:
     if chunk is None:
         return 0
     return _integer("chunk", chunk, 1, None)
+
+
+def _shown(progress: Any, iterables: Sequence[Any]) -> Any:
+    """What a map over *iterables* is to update for *progress*; None for nothing."""
+    if not progress:
+        return None
+    from ._progress import make_progress
+
+    try:
+        total = min(len(i) for i in iterables)
+    except TypeError:
+        total = None
+    return make_progress(progress, total)
 
 
 def _map_options(

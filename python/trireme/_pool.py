@@ -14,7 +14,7 @@ import weakref
 
 from . import _attend, _core, _output, _pickling, _settings, _warden
 from ._attend import _open_pools, _serve, _stop_serving
-from ._options import STARTS, _as_items, _as_iterator, _check_pool_options, _map_options
+from ._options import STARTS, _as_items, _as_iterator, _check_pool_options, _map_options, _shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class Pool(_core.PoolBase):
 
     # A facade's word on a result that cannot be unpickled: the exception that takes its place.
     _unreadable: Callable[[BaseException], BaseException] | None = None
+    # The same for a call that cannot be pickled.
+    _unsent: Callable[[BaseException], BaseException] | None = None
     # A facade's word: the death of a worker breaks the pool.  Its warden ends the others at once.
     _fragile = False
     # A facade's word: functions that a fork has inherited are sent by name.
@@ -338,11 +340,7 @@ class Pool(_core.PoolBase):
     def _run(
         self, fn: Any, items: Any, star: bool, options: dict[str, Any], progress: Any, caller: bool
     ) -> Any:
-        shown = None
-        if progress:
-            from ._progress import make_progress
-
-            shown = make_progress(progress, len(items))
+        shown = _shown(progress, [items])
         job = self._job(
             fn,
             items,
@@ -408,15 +406,7 @@ class Pool(_core.PoolBase):
         items: Any = _as_iterator(iterables[0], what)
         if star:
             items = zip(items, *(_as_iterator(i, what) for i in iterables[1:]), strict=False)
-        shown = None
-        if progress:
-            from ._progress import make_progress
-
-            try:
-                total = min(len(i) for i in iterables)  # type: ignore[arg-type]
-            except TypeError:
-                total = None
-            shown = make_progress(progress, total)
+        shown = _shown(progress, iterables)
         job = self._job(
             fn,
             items,
@@ -437,13 +427,14 @@ class Pool(_core.PoolBase):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
+        progress: Wanted = None,
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[list[R]]:
         """Start a :meth:`map` in the background."""
         items, star = self._items(iterables, "map_async()")
         options = _map_options(chunk, timeout, retries, priority)
-        return self._background(fn, items, star, options, callback, error_callback)
+        return self._background(fn, items, star, options, progress, callback, error_callback)
 
     def starmap_async(
         self,
@@ -454,13 +445,14 @@ class Pool(_core.PoolBase):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
+        progress: Wanted = None,
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[list[R]]:
         """Start a :meth:`starmap` in the background."""
         items = _as_items(iterable, "starmap_async()")
         options = _map_options(chunk, timeout, retries, priority)
-        return self._background(fn, items, True, options, callback, error_callback)
+        return self._background(fn, items, True, options, progress, callback, error_callback)
 
     def _background(
         self,
@@ -468,13 +460,16 @@ class Pool(_core.PoolBase):
         items: Any,
         star: bool,
         options: dict[str, Any],
+        progress: Any,
         callback: Any,
         error_callback: Any,
     ) -> AsyncResult[Any]:
         from ._async import AsyncResult
 
-        job = self._job(fn, items, len(items), _ASYNC, star=star, **options)
-        return AsyncResult(job, callback, error_callback)
+        shown = _shown(progress, [items])
+        told = shown.update if shown else None
+        job = self._job(fn, items, len(items), _ASYNC, star=star, progress=told, **options)
+        return AsyncResult(job, callback, error_callback, shown)
 
     # ------------------------------------------------------------------ single calls
 

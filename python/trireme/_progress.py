@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ INTERVAL_S = 0.05
 class Progress:
     """Counts finished tasks and passes them to a sink now and then.
 
-    *sink* is called with (newly done, done in all); *finish*, if given, once by close().
+    *sink* is called with (newly done, done in all); *finish*, if given, once by close().  A map in
+    the background is told of by whichever thread takes its results, so both are called under a
+    lock, which the same thread may take again.
     """
 
-    __slots__ = ("done", "total", "_finish", "_last", "_passed", "_sink")
+    __slots__ = ("done", "total", "_finish", "_last", "_lock", "_passed", "_sink")
 
     def __init__(
         self,
@@ -45,15 +48,17 @@ class Progress:
         self._sink = sink
         self._finish = finish
         self._passed = 0
+        self._lock = RLock()
         self._last = time.monotonic()
 
     def update(self, n: int = 1) -> None:
         """Note that *n* more tasks are done.  An exception of the user's callable comes out."""
-        self.done += n
-        now = time.monotonic()
-        if now - self._last >= INTERVAL_S or self.done == self.total:
-            self._last = now
-            self._pass()
+        with self._lock:
+            self.done += n
+            now = time.monotonic()
+            if now - self._last >= INTERVAL_S or self.done == self.total:
+                self._last = now
+                self._pass()
 
     def _pass(self) -> None:
         new = self.done - self._passed
@@ -63,12 +68,13 @@ class Progress:
 
     def close(self) -> None:
         """Pass on the rest, and close the bar if it is ours.  Again: nothing."""
-        finish, self._finish = self._finish, None
-        try:
-            self._pass()
-        finally:
-            if finish is not None:
-                finish()
+        with self._lock:
+            finish, self._finish = self._finish, None
+            try:
+                self._pass()
+            finally:
+                if finish is not None:
+                    finish()
 
 
 class PlainBar:

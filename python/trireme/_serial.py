@@ -6,7 +6,7 @@ from __future__ import annotations
 from concurrent.futures import Future as _StdFuture
 
 from . import _Generic, _share
-from ._options import _as_iterator, _check_pool_options, _chunk, _integer
+from ._options import _as_iterator, _check_pool_options, _chunk, _integer, _shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 
 class SerialFuture(_StdFuture["R"]):
-    """A call that has already been made."""
+    """A call that has already been made.  isinstance() says that it is a Future of Trireme's."""
+
+    if not TYPE_CHECKING:
+
+        @property
+        def __class__(self) -> type:
+            from ._future import Future
+
+            return Future
 
     def __await__(self) -> Generator[Any, None, R]:
         import asyncio
@@ -109,8 +117,17 @@ class SerialPool:
     """The methods of Pool, run in the caller, one after the other, without pickling.
 
     ``timeout`` and ``retries`` are refused: there is no worker to kill.  ``chunk``, ``priority``
-    and ``caller`` are accepted and mean nothing.  Exceptions come as they are.
+    and ``caller`` are accepted and mean nothing.  Exceptions come as they are.  isinstance() says
+    that it is a Pool.
     """
+
+    if not TYPE_CHECKING:
+
+        @property
+        def __class__(self) -> type:
+            from ._pool import Pool
+
+            return Pool
 
     workers = 1
     kind = "serial"
@@ -228,8 +245,6 @@ class SerialPool:
         star: bool,
         options: dict[str, Any],
     ) -> _Results[R]:
-        from ._progress import make_progress
-
         self._check()
         _check_callable(fn)
         if not iterables:
@@ -242,13 +257,7 @@ class SerialPool:
             items = items if star else zip(items, strict=False)
         else:
             items = zip(*(_as_iterator(i, what) for i in iterables), strict=False)
-        shown = None
-        if progress:
-            try:
-                total = min(len(i) for i in iterables)
-            except TypeError:
-                total = None
-            shown = make_progress(progress, total)
+        shown = _shown(progress, iterables)
         least = len(iterables[0]) if len(iterables) == 1 and type(iterables[0]) is list else 0
         return _Results(self, fn, items, shown, least)
 

@@ -223,6 +223,30 @@ def test_trap_e_keyword_arguments_with_the_names_of_options_are_the_tasks(execut
     assert executor.submit(keywords, **given).result() == given
 
 
+class Refusing:
+    """An object whose own method says that it is not to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise KeyError("not I")
+
+
+def refusing() -> Refusing:
+    return Refusing()
+
+
+def test_trap_f_what_an_object_raises_as_it_is_pickled_is_the_exception(start: str) -> None:
+    with open_executor(start) as mine, original.ProcessPoolExecutor(1) as theirs:
+        for call in ((double, Refusing()), (refusing,)):
+            told = mine.submit(*call).exception()
+            if start == "fork":
+                asked = theirs.submit(*call).exception()
+                assert (type(told), told.args) == (type(asked), asked.args)
+                assert type(told.__cause__) is type(asked.__cause__)
+            assert type(told) is KeyError and told.args == ("not I",)
+            assert 'raise KeyError("not I")' in str(told.__cause__)
+        assert mine.submit(double, 2).result() == 4
+
+
 def test_trap_f_exceptions_and_causes_are_the_originals(start: str) -> None:
     with open_executor(start) as e:
         exc = e.submit(fail).exception()
@@ -244,7 +268,7 @@ def test_trap_f_exceptions_and_causes_are_the_originals(start: str) -> None:
     assert thread.BrokenThreadPool is BrokenThreadPool
     assert futures.TimeoutError is original.TimeoutError
     assert futures.CancelledError is original.CancelledError
-    assert issubclass(OriginalTraceback, Exception)
+    assert process._RemoteTraceback is OriginalTraceback
     assert issubclass(ProcessPoolExecutor, original.ProcessPoolExecutor)
     assert issubclass(ThreadPoolExecutor, original.ThreadPoolExecutor)
 

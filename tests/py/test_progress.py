@@ -7,9 +7,12 @@ import io
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
+import trireme as tri
+from conftest import WAYS, open_pool
 from trireme import _progress
 from trireme._progress import PlainBar, make_progress
 
@@ -150,3 +153,52 @@ def test_tqdm_is_imported_late() -> None:
         check=True,
         timeout=60,
     )
+
+
+def quarter_second(x: int) -> int:
+    time.sleep(0.25 if x == 0 else 0.001)
+    return -x
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_map_in_the_background_tells_of_its_progress(way: str) -> None:
+    calls: list[tuple[int, Any]] = []
+    with open_pool(way) as pool:
+        result = pool.map_async(
+            quarter_second, range(50), chunk=1, progress=lambda *told: calls.append(told)
+        )
+        assert result.get(60) == [-x for x in range(50)]
+        assert calls[-1] == (50, 50) and calls == sorted(calls)
+        assert len(calls) > 1 or way == "serial"
+        told: list[Any] = []
+        bar = io.StringIO()
+        result = pool.starmap_async(
+            divmod, [(7, 2)] * 9, progress={"file": bar, "mininterval": 0}, callback=told.append
+        )
+        # Nobody waits, and yet it ends: the bar first.
+        until = time.monotonic() + 60
+        while not told and time.monotonic() < until:
+            time.sleep(0.01)
+        assert told == [[(3, 1)] * 9] and "9/9" in bar.getvalue()
+        with pytest.raises(TypeError, match="progress must be"):
+            pool.map_async(abs, [1], progress=5)
+
+
+@pytest.mark.parametrize("way", ["forkserver", "thread"])
+def test_what_progress_raises_in_the_background_is_the_results(way: str) -> None:
+    def refuse(done: int, total: int) -> None:
+        raise LookupError(f"at {done}")
+
+    with open_pool(way) as pool:
+        result = pool.map_async(abs, range(10), progress=refuse)
+        with pytest.raises(LookupError, match="at "):
+            result.get(60)
+        assert result.ready() and not result.successful()
+        assert pool.map(abs, [-1]) == [1]
+
+
+def test_a_serial_pool_and_its_futures_are_instances_of_the_public_classes() -> None:
+    with tri.Pool(kind="serial") as pool:
+        assert isinstance(pool, tri.Pool)
+        assert isinstance(pool.submit(abs, -1), tri.Future)
+    assert not isinstance(5, tri.Pool)

@@ -234,6 +234,7 @@ int items_write(PoolObject *pool, struct tri_slot *s, PyObject *seq, Py_ssize_t 
                 Py_ssize_t n);
 /* The value in a result, consumed: its block is freed or belongs to the value. */
 PyObject *result_read(PoolObject *pool, struct tri_done *d);
+void ask_facade(PoolObject *pool, const char *name);
 /* The bytes of an encoded exception in a result become the exception. */
 PyObject *result_exception(PoolObject *pool, struct tri_done *d);
 void result_drop(PoolObject *pool, struct tri_done *d);

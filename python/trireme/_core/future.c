@@ -143,12 +143,13 @@ static void thaw(FutureObject *f)
 /* ------------------------------------------------------------------ submit */
 
 /* What cannot be pickled costs its own future, not the caller's loop.  Ctrl-C is raised here. */
-static PyObject *unsent(FutureObject *f)
+static PyObject *unsent(PoolObject *pool, FutureObject *f)
 {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) {
         Py_DECREF(f);
         return NULL;
     }
+    ask_facade(pool, "_unsent");
     set_error(f, NULL);
     show(f);
     return (PyObject *)f;
@@ -198,7 +199,7 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
         return NULL;
     PyObject_GC_UnTrack(f);
     if (!pool->threads && !(fn = pool_function(pool, args[0])))
-        return unsent(f);
+        return unsent(pool, f);
     if (pool_slot(pool, &slot) < 0) {
         Py_XDECREF(fn);
         Py_DECREF(f);
@@ -253,7 +254,7 @@ PyObject *pool_submit(PoolObject *pool, PyObject *const *args, Py_ssize_t nargs,
         return NULL;
     }
     tri_task_drop(p, slot);
-    return unsent(f);
+    return unsent(pool, f);
 }
 
 /* ------------------------------------------------------------------ waiting */

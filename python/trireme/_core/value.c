@@ -442,9 +442,10 @@ static void contain(void)
     Py_XDECREF(tb);
 }
 
-/* A facade may have something to say about a result that cannot be read: Pool._unreadable, called
- * with the exception, returns the one that takes its place. */
-static void ask_facade(PoolObject *pool)
+/* A facade may have something to say about a result that cannot be read, Pool._unreadable, or an
+ * argument that cannot be sent, Pool._unsent: called with the exception, its word *name* returns
+ * the one that takes its place. */
+void ask_facade(PoolObject *pool, const char *name)
 {
     PyObject *type, *exc, *tb, *hook, *other = NULL;
 
@@ -454,7 +455,7 @@ static void ask_facade(PoolObject *pool)
     PyErr_NormalizeException(&type, &exc, &tb);
     if (tb && exc)
         PyException_SetTraceback(exc, tb);
-    hook = PyObject_GetAttrString((PyObject *)pool, "_unreadable");
+    hook = PyObject_GetAttrString((PyObject *)pool, name);
     if (hook && hook != Py_None && exc)
         other = PyObject_CallOneArg(hook, exc);
     Py_XDECREF(hook);
@@ -548,7 +549,7 @@ PyObject *result_read(PoolObject *pool, struct tri_done *d)
     }
     if (!value) {
         contain();
-        ask_facade(pool);
+        ask_facade(pool, "_unreadable");
     }
     return value;
 }

@@ -32,8 +32,7 @@ from multiprocessing import context as _mp_context
 from typing import Literal, cast
 
 from .. import _imports, _pool
-from .._errors import RemoteTraceback as _RemoteTraceback
-from .._errors import broken_process_pool
+from .._errors import broken_process_pool, executors_cause
 from .._options import _task_options
 from ..multiprocessing import _born, _lend, _ways
 from ._executor import _MAX_WORKERS, _PLAIN, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
@@ -42,7 +41,7 @@ from ._start import OwnersHandle, begin, begin_inherited, inherited
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures.process import EXTRA_QUEUED_CALLS, BrokenProcessPool
+    from concurrent.futures.process import EXTRA_QUEUED_CALLS, BrokenProcessPool, _RemoteTraceback
     from concurrent.futures.process import ProcessPoolExecutor as _Original
     from types import ModuleType
     from typing import Any
@@ -215,6 +214,17 @@ def _unreadable(
     return broken
 
 
+def _unsent(exc: BaseException) -> BaseException:
+    """A call cannot be pickled: what is raised instead if an object's own methods raised that."""
+    own = exc.__cause__
+    if own is None:
+        return exc
+    import traceback
+
+    own.__cause__ = executors_cause("".join(traceback.format_exception(own)))
+    return own.with_traceback(None)
+
+
 class _Worker:
     """A worker process, as far as programs ask the items of ``executor._processes``."""
 
@@ -373,6 +383,7 @@ class ProcessPoolExecutor(_Executor):
             os.close(register)
             raise
         weakref.finalize(pool, os.close, register).atexit = False
+        pool._unsent = _unsent
         if self._on_crash == "break":
             self._pids = pool._pids
             pool._unreadable = partial(_unreadable, weakref.ref(self), weakref.ref(pool))
