@@ -80,6 +80,43 @@ def test_one_interrupt_one_traceback_nothing_left(start_script: Any, call: str, 
             time.sleep(0.01)
 
 
+FACADES = {
+    "Pool.map": "with mp.Pool(2) as p: print('ready', flush=True); p.map(nap, [1] * 9)",
+    "Pool.apply": "with mp.Pool(2) as p: print('ready', flush=True); p.apply(nap, [1])",
+    "AsyncResult.get": """with mp.Pool(2) as p:
+    r = p.map_async(nap, [1] * 9)
+    print('ready', flush=True)
+    r.get()""",
+    "Pool.imap": """with mp.Pool(2) as p:
+    for r in p.imap(nap, [0] + [1] * 9): print('ready', flush=True)""",
+    "submit": """with ProcessPoolExecutor(2, mp_context=mp) as p:
+    f = p.submit(nap, 1)
+    print('ready', flush=True)
+    try:
+        f.result()
+    finally:
+        p.kill_workers() if sys.version_info >= (3, 14) else p.terminate_workers()""",
+}
+
+
+@pytest.mark.parametrize("start", PROCESSES)
+@pytest.mark.parametrize("call", FACADES)
+def test_one_interrupt_in_a_facade(start_script: Any, call: str, start: str) -> None:
+    body = BODY[: BODY.index("pool = ")].replace("import trireme as tri", "")
+    body += "import trireme.multiprocessing\nfrom trireme.futures import ProcessPoolExecutor\n"
+    body += "mp = trireme.multiprocessing.get_context(way)\n"
+    with start_script(body + FACADES[call], start) as script:
+        code, err, took = interrupt(script)
+        assert code == -signal.SIGINT, err
+        assert err.count("KeyboardInterrupt") == 1 and "RemoteTraceback" not in err, err
+        assert len([line for line in err.split("\n") if line.strip()]) <= 15, err
+        assert took < 3
+        gone_by = time.monotonic() + 1
+        while script.group():
+            assert time.monotonic() < gone_by, "workers were left over"
+            time.sleep(0.01)
+
+
 @pytest.mark.parametrize("start", PROCESSES)
 def test_the_pool_goes_on_after_a_caught_interrupt(start_script: Any, start: str) -> None:
     source = (

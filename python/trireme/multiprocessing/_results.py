@@ -112,6 +112,16 @@ class Failed:
         function(self)
 
 
+def shorten(exc: KeyboardInterrupt) -> None:
+    """Take the frames of our waiting from *exc*, unless a handler of the program's raised it."""
+    last = exc.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    ours = last is not None and last.tb_frame.f_globals.get("__package__") == __package__
+    if ours:
+        exc.__traceback__ = None
+
+
 def awaited(future: Any, timeout: float | None) -> BaseException | None:
     """What a future ended with; multiprocessing's TimeoutError if it has not in that time."""
     try:
@@ -300,7 +310,11 @@ class ApplyResult(_Generic["R"]):
         """The value, or the exception raised.  TimeoutError after *timeout* seconds."""
         if self._event is not None and not self._event.wait(timeout):
             raise TimeoutError
-        error = self._failure(timeout)
+        try:
+            error = self._failure(timeout)
+        except KeyboardInterrupt as exc:
+            shorten(exc)
+            raise
         if error is None:
             return self._value()  # type: ignore[no-any-return]
         raise error
@@ -469,6 +483,9 @@ class IMapIterator(_Generic["R"]):
             raise TimeoutError
         try:
             future = self._take(until)
+        except KeyboardInterrupt as exc:
+            shorten(exc)
+            raise
         finally:
             self._turn.release()
         error = future.exception()

@@ -55,6 +55,7 @@ INIT, RUN, CLOSE, TERMINATE = "INIT", "RUN", "CLOSE", "TERMINATE"
 # 256 bytes each, of memory that is not there before it is used.
 _SLOTS = 1 << 16
 _FUNCTIONS = 64  # functions of maps that a pool remembers
+_SHORT = 64  # a chunk of a range of up to so many numbers goes as these
 _OPTIONS = frozenset(("timeout", "retries", "priority"))  # of trireme.Pool.submit()
 
 _setups = itertools.count(1)
@@ -312,8 +313,9 @@ class Pool:
     def _get(result: MapResult[R]) -> list[R]:
         try:
             return result.get()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             result._cancel()
+            _results.shorten(exc)
             raise
 
     def _map(
@@ -343,6 +345,8 @@ class Pool:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         if self._options:
             chunksize = 1
+        if chunksize <= _SHORT and type(items) is range:
+            items = tuple(items)  # whose slices need no pickle
         mapper = self._mapper(func, run)
         futures = []
         for first in range(0, len(items), chunksize or 1):
