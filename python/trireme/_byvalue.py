@@ -455,6 +455,8 @@ def _make_view(buffer: Any, fmt: str, shape: tuple[int, ...]) -> memoryview:
     view = memoryview(buffer).cast("B")
     if fmt == "B" and len(shape) == 1:
         return view
+    if len(shape) == 1:
+        return view.cast(fmt)  # type: ignore[call-overload]
     return view.cast(fmt, shape)  # type: ignore[call-overload]
 
 
@@ -642,9 +644,16 @@ def _by_value_pickler() -> Any:
 
         @staticmethod
         def _reduce_view(view: memoryview) -> Any:
-            if view.c_contiguous and len(view.format) == 1 and 0 not in (view.ndim, view.nbytes):
-                return _make_view, (pickle.PickleBuffer(view), view.format, view.shape)
-            return bytes, (view.tobytes(),)
+            buffer: Any = view.tobytes()  # in the order of its items, whatever its strides are
+            fmt = view.format.lstrip("@")
+            shape = view.shape
+            if len(fmt) != 1:
+                fmt, shape = "B", (view.nbytes,)  # what a struct holds, which cast() cannot say
+            elif view.c_contiguous and view.ndim and view.nbytes:
+                buffer = pickle.PickleBuffer(view)
+            elif not view.nbytes:
+                shape = (0,)  # cast() knows no other shape without items
+            return _make_view, (buffer, fmt, shape)
 
     _by_value = ByValue
     return ByValue

@@ -405,8 +405,24 @@ def test_memoryviews_travel_as_memoryviews() -> None:
     assert sum(b.nbytes for b in buffers) == view.nbytes
     (back,) = loads(data, buffers)
     assert isinstance(back, memoryview) and back == view and back.format == "i"
-    assert bytes(loads(*dumps(memoryview(b"abcdef")[::2]))) == b"ace"
-    assert loads(*dumps(memoryview(b""))) == b""
+    numbers = memoryview(bytes(range(96))).cast("i", [4, 6])
+    for view in (
+        numbers,
+        memoryview(b"abcdef")[::2],
+        memoryview(bytes(range(32))).cast("d")[::-1],
+        memoryview(bytes(8)).cast("q", ()),
+        memoryview(b""),
+        memoryview(bytes(64)).cast("i")[3:3],
+    ):
+        back = loads(*dumps(view))
+        assert isinstance(back, memoryview) and back == view
+        assert (back.format, back.shape) == (view.format, view.shape)
+    numpy = pytest.importorskip("numpy")
+    back = loads(*dumps(memoryview(numpy.zeros(3, "i4,f8"))))
+    assert isinstance(back, memoryview) and bytes(back) == bytes(36)
+    back = loads(*dumps(memoryview(numpy.arange(24.0).reshape(4, 6).T)))
+    assert (back.format, back.shape) == ("d", (6, 4)) and back[5, 1] == 11.0
+    assert loads(*dumps(memoryview(numpy.zeros((3, 0))))).nbytes == 0
 
 
 def test_results_use_buffers_too() -> None:
