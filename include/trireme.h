@@ -168,7 +168,9 @@ TRI_API void tri_pool_config_init(tri_pool_config *cfg);
  * @param cfg  Read during the call only, then the caller's again.  NULL: defaults.
  *
  * Process workers are forked, by a warden forked here, so they see the memory of this moment and
- * may run any function of this program.
+ * may run any function of this program.  They hold what descriptors are open at this moment, too,
+ * as long as the pool is open: the end of a pipe whose other end is to see it closed, say.  Thread
+ * workers have the signal mask of the caller.
  *
  * Owner:   the caller, who must end it with tri_pool_close() or tri_pool_terminate().
  * Threads: any.  The pool belongs to the process that opened it, not to its forks.
@@ -228,10 +230,13 @@ TRI_API int tri_pool_stats(tri_pool *pool, tri_stats *st);
 /**
  * A task's function: read *in, fill *out.
  *
- * Both are aligned to 16 bytes (items of a map: as the arrays are).  It runs in a worker; in a
- * process worker only memory from before tri_pool_open and tri_share memory is the caller's.
+ * Both are aligned to 16 bytes (items of a map: as the arrays are, up to 4096).  It runs in a
+ * worker; in a process worker only memory from before tri_pool_open and tri_share memory is the
+ * caller's.
  * What it prints to stdout in a process worker is written out when it returns; its other streams
  * are its own to flush.  In a thread worker it must return: exit() there ends the program.
+ *
+ * A process that it forks ends, by _exit(0), where it returns from the function.
  *
  * A task of a thread pool may use the pool itself: tri_map() and, with a negative timeout_ns,
  * tri_future_wait() and tri_future_get() run what they wait for, if no other worker has begun it.
@@ -246,9 +251,11 @@ typedef struct tri_call {
     size_t chunk;       /* tri_map: items per task; 0: the pool measures and decides */
     int64_t timeout_ns; /* a task that runs longer loses its worker; 0: no limit.  -EINVAL in a
                          * thread pool: nobody can stop a thread */
-    int retries;        /* how often a task is run again after its worker died; default 0 */
+    int retries;        /* how often a task is run again after its worker died; default 0.  It
+                         * may have run in part, and so have the items of its chunk */
     int priority;       /* -2 (last) ... 2 (first) */
-    int caller;         /* tri_map: the caller works too; a crash then takes the caller */
+    int caller;         /* tri_map: the caller works too; a crash then takes the caller, and no
+                         * timeout_ns stops it */
 } tri_call;
 
 #define TRI_CALL_INIT                   \
@@ -263,8 +270,8 @@ typedef struct tri_call {
  * @param out       n items of out_bytes each; may be NULL when out_bytes is 0
  * @param opt       options, NULL for the defaults
  *
- * Threads: any.  Blocks: until all items are done or one has failed; items not started are then
- * dropped and the contents of out are unspecified.
+ * Threads: any.  Blocks: until all items are done or one has failed and the items begun are done;
+ * items not started are then dropped and the contents of out are unspecified.
  *
  * @return 0; TRI_EFAILED (with what code is not told), TRI_EWORKERLOST, ... of what failed first;
  *   -ENOMEM; TRI_EBROKEN; TRI_EFORKED; -EINVAL: a NULL, an option out of range, or an array longer
@@ -280,8 +287,9 @@ TRI_API int tri_map(tri_pool *pool, tri_fn fn, const void *in, size_t in_bytes, 
  * @param fut        receives the future
  *
  * Owner: *in is copied during the call; the future is the caller's, freed with tri_future_free.
- * Threads: any.  Blocks: while cfg->slots tasks are in flight.  (Do not let tasks of a thread pool
- * submit to it until all slots are taken: each would wait for one that another holds.)
+ * Threads: any.  Blocks: while cfg->slots tasks are in flight, and while the arena has no room for
+ * *in but tasks in flight may give theirs back.  In a task of the very pool, of threads, it does
+ * not block: without a slot it calls fn itself, and without room it is -ENOMEM.
  * @return 0, -EINVAL, -ENOMEM, TRI_EBROKEN, TRI_ECLOSED, TRI_EFORKED
  */
 TRI_API int tri_submit(tri_pool *pool, tri_fn fn, const void *in, size_t in_bytes, size_t out_bytes,

@@ -32,7 +32,7 @@
 #endif
 #define NS 2
 #ifndef NC
-#define NC 4 /* cells of the lane: twice the slots, as in the code */
+#define NC 5 /* cells of the lane: so that a turn always makes room for a slot, as in the code */
 #endif
 
 #define FREE 0
@@ -246,15 +246,53 @@ inline detach(i)
     end_task(i)
 }
 
-/* tri_slot_append: A1 and A2, after helping head on when every cell is taken.  Some cells are kept
- * for tasks that come back from the dead. */
+/* lane_turn: tasks that wait get a new cell, the newest of each slot counts, and head moves on. */
+inline turn()
+{
+    upto = last;
+    do
+#ifdef TURN_LOOKS_TWICE
+    :: head < upto && last - head < NC ->
+       h = head;
+#else
+    :: d_step { head < upto && last - head < NC -> h = head };
+#endif
+       moved = CSLOT(cell[h % NC]);
+       if
+       :: priv_cell[moved] == h && STATE(state[moved]) == QUEUED ->
+#ifndef TURN_DROPS
+          d_step { cell[last % NC] = CELL(last, moved); priv_cell[moved] = last; last++ }
+#else
+          skip
+#endif
+       :: else
+       fi;
+       d_step {
+           if
+           :: head == h -> head = h + 1
+           :: else
+           fi
+       }
+    :: else -> break
+    od;
+    upto = 0;
+    moved = 0
+}
+
+/* tri_slot_append: A1 and A2, after helping head on when every cell is taken, and a turn of a lane
+ * when the task there waits.  Some cells are kept for tasks that come back from the dead. */
 inline append(i, new_ticket)
 {
-    room = (new_ticket -> NC - NW : NC);
+    room = (new_ticket -> NC - NW - 1 : NC);
     h = head;
     no_room = false;
+    turned = false;
     do
-    :: last - h >= room && STATE(state[CSLOT(cell[h % NC])]) == QUEUED -> no_room = true; break
+    :: last - h >= room && STATE(state[CSLOT(cell[h % NC])]) == QUEUED ->
+       if
+       :: turned -> no_room = true; break
+       :: else -> turn(); turned = true; h = head
+       fi
     :: last - h >= room && STATE(state[CSLOT(cell[h % NC])]) != QUEUED ->
        d_step {
            if
@@ -275,7 +313,7 @@ inline append(i, new_ticket)
            fi;
            state[i] = WORD(QUEUED, 0, 0, priv_ticket[i])                /* A1 */
        }
-       d_step { cell[last % NC] = CELL(last, i); last++ }               /* A2 */
+       d_step { cell[last % NC] = CELL(last, i); priv_cell[i] = last; last++ } /* A2 */
     fi;
     h = 0;
     room = 0
@@ -315,16 +353,16 @@ inline pop(w)
 
 /* After a refusal the caller comes again, but no sooner than it may help. */
 #define MAY_HAVE_ROOM \
-    (last - head < NC - NW || STATE(state[CSLOT(cell[head % NC])]) != QUEUED)
+    (last - head < NC - NW - 1 || STATE(state[CSLOT(cell[head % NC])]) != QUEUED)
 
 active proctype owner()
 {
-    byte priv_ticket[NS], ring_head[NW];
+    byte priv_ticket[NS], priv_cell[NS], ring_head[NW];
     bool used[NS];
     byte ticket;
-    byte next, nended, cancels = NX, i, w, g, h, room;
+    byte next, nended, cancels = NX, i, w, g, h, room, upto, moved;
     short st;
-    bool no_room;
+    bool no_room, turned;
 
     atomic {
         do

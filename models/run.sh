@@ -16,7 +16,7 @@ checks() {
     cat <<'LIST'
 pass safety claim
 pass safety claim -DRETRIES -DNT=2 -DND=2 -DNX=0
-pass safety claim -DNC=3 -DNX=0
+pass safety claim -DNC=4 -DNX=0
 pass cycles claim -DNT=2
 fail cycles claim -DNT=2 -DNO_HELP
 fail safety claim -DHEAD_ADD
@@ -32,6 +32,8 @@ fail safety claim -DNO_GENERATION
 fail safety claim -DDONE_NOT_TAKEN
 fail safety claim -DRING_TRUSTED
 fail safety claim -DCANCEL_NO_CAS
+fail safety claim -DTURN_DROPS
+fail safety claim -DTURN_LOOKS_TWICE
 pass safety sleep -DNW=2
 pass safety sleep -DNW=2 -DND=2
 pass safety sleep -DNT=3 -DND=0

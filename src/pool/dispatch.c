@@ -121,11 +121,45 @@ void tri_lanes_mend(struct tri_pool *p)
     }
 }
 
+static void put_cell(struct tri_pool *p, uint32_t lane, uint32_t slot)
+{
+    uint64_t pos = p->tail[lane];
+
+    tri_store_sc(tri_lane_cell(&p->view, lane, pos), tri_cell(pos, slot)); /* A2 */
+    p->priv[slot].cell = pos;
+    p->tail[lane] = pos + 1;
+}
+
 /*
- * 0, or -EAGAIN: the lane has no cell left (many cancelled tasks behind a busy head).
+ * The lane is full and the task at its head waits: the cells behind it are of tasks that were
+ * cancelled, or run by those who wait for them.  One turn: each task that waits gets a new cell,
+ * in the same order, and the head moves on past all others.  At most half of the cells are of
+ * tasks, so this makes room for as many as it looked at.
+ *
+ * The new cell comes first, so that a task always has one that is between head and tail; who finds
+ * the old one meanwhile claims the same task, and the new one is then skipped.
+ */
+static void lane_turn(struct tri_pool *p, uint32_t lane)
+{
+    _Atomic uint64_t *head = &p->view.ctl->lane[lane].head;
+    uint64_t end = p->tail[lane], h;
+
+    while ((h = tri_load_acq(head)) < end && p->tail[lane] - h < p->view.ncells) {
+        uint32_t i = tri_cell_slot(tri_load_acq(tri_lane_cell(&p->view, lane, h)));
+
+        if (i < p->view.nslots && p->priv[i].lane == lane && p->priv[i].cell == h &&
+            tri_word_state(tri_load_acq(&p->view.slot[i].state)) == TRI_S_QUEUED)
+            put_cell(p, lane, i);
+        tri_cas_sc(head, &h, h + 1);
+    }
+}
+
+/*
+ * 0, or -EAGAIN: the lane has no cell left.
  *
  * again: the task has been in the lane before.  Each worker holds at most one task, whose claim
- * took a cell, so a reserve of one cell per worker always has room for those that come back.
+ * took a cell, so a reserve of one cell per worker always has room for those that come back; one
+ * more is for the turn of a lane.
  * Such a task keeps its ticket, which is its name to whoever waits for it or cancels it.  That is
  * safe: a worker that still looks at the old QUEUED word claims the very same task.
  */
@@ -135,7 +169,8 @@ int tri_slot_append(struct tri_pool *p, uint32_t slot, bool again)
     struct tri_slot *s = &p->view.slot[slot];
     _Atomic uint64_t *head = &p->view.ctl->lane[pr->lane].head;
     uint64_t pos = p->tail[pr->lane], h = p->head_seen[pr->lane];
-    uint64_t room = p->view.ncells - (again ? 0 : p->view.nworkers);
+    uint64_t room = p->view.ncells - (again ? 0 : p->view.nworkers + 1);
+    bool turned = false;
 
     if (pos - h >= room) /* head's line belongs to the workers: look only when it matters */
         h = p->head_seen[pr->lane] = tri_load_acq(head);
@@ -149,18 +184,23 @@ int tri_slot_append(struct tri_pool *p, uint32_t slot, bool again)
         if (h > pos || pos - h > p->view.ncells) {
             tri_lanes_mend(p);
         } else {
-            if (i < p->view.nslots &&
-                tri_word_state(tri_load_acq(&p->view.slot[i].state)) == TRI_S_QUEUED)
+            if (i >= p->view.nslots ||
+                tri_word_state(tri_load_acq(&p->view.slot[i].state)) != TRI_S_QUEUED) {
+                tri_cas_sc(head, &h, h + 1);
+            } else if (turned) {
                 return -EAGAIN;
-            tri_cas_sc(head, &h, h + 1);
+            } else {
+                lane_turn(p, pr->lane);
+                pos = p->tail[pr->lane];
+                turned = true;
+            }
         }
         h = tri_load_acq(head);
     }
     if (!again)
         pr->ticket = ++p->ticket & TRI_TICKET_MASK;
-    tri_store_rel(&s->state, tri_word(TRI_S_QUEUED, 0, 0, pr->ticket));        /* A1 */
-    tri_store_sc(tri_lane_cell(&p->view, pr->lane, pos), tri_cell(pos, slot)); /* A2 */
-    p->tail[pr->lane] = pos + 1;
+    tri_store_rel(&s->state, tri_word(TRI_S_QUEUED, 0, 0, pr->ticket)); /* A1 */
+    put_cell(p, pr->lane, slot);
     return 0;
 }
 
@@ -238,6 +278,14 @@ int tri_task_cancel(struct tri_pool *p, uint32_t slot, uint64_t ticket)
     if (!err)
         tri_wait_nudge(p); /* somebody may wait for this task, or for its slot */
     return err;
+}
+
+void tri_task_stop(struct tri_pool *p, uint32_t slot, uint64_t ticket)
+{
+    pthread_mutex_lock(&p->lock);
+    if (still(p, slot, ticket)) /* the worker reads it before each item */
+        __atomic_store_n(&p->view.slot[slot].items, 0, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&p->lock);
 }
 
 void tri_task_orphan(struct tri_pool *p, uint32_t slot, uint64_t ticket)

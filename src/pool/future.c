@@ -13,9 +13,12 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "pool/pool.h"
 
 #define SPARE_MOST 4096            /* futures kept for the next ones */
+#define LARGE (1u << 20)           /* a result for which a look at the memory limits is nothing */
+#define PUMP_EVERY 64              /* submits: futures that nobody waits for hold memory, too */
 #define FOREVER_NS (INT64_MAX / 2) /* 146 years: now plus this is still a number */
 
 struct tri_future {
@@ -145,7 +148,10 @@ static void future_ended(struct tri_user *u, struct tri_pool *p, struct tri_done
     if (!f->status && !f->code && d->res_len != f->out_bytes)
         f->status = TRI_ECORRUPT;
     if (!f->status && !f->code && f->out_bytes > sizeof f->small) {
-        f->big = malloc(f->out_bytes);
+        /* The caller may have freed it; and the limit of a container is a kill: read it first. */
+        if (tri_load_acq(&f->holds) > 1 &&
+            (f->out_bytes < LARGE || f->out_bytes < tri_memory_headroom()))
+            f->big = malloc(f->out_bytes);
         if (f->big)
             memcpy(f->big, tri_done_bytes(p, d), f->out_bytes);
         else
@@ -174,20 +180,6 @@ int tri_pump(struct tri_pool *p)
     if (n)
         tri_wait_nudge(p);
     return n;
-}
-
-/* A slot, waiting while all are in use. */
-int tri_task_new_wait(struct tri_pool *p, uint32_t *slot)
-{
-    for (;;) {
-        uint32_t key = tri_wait_key(p);
-        int err = tri_task_new(p, slot);
-
-        if (err != -EAGAIN)
-            return err;
-        if (tri_pump(p) == 0 && !(!p->hooks.run && tri_worker_help_any(p)))
-            tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
-    }
 }
 
 /* One try, p->lock held: slot, fill, append.  off: the argument's block, 0 if it fits the slot. */
@@ -219,6 +211,58 @@ static int submit_locked(struct tri_pool *p, tri_fn fn, const void *in, size_t i
     return err;
 }
 
+/* Does a task in flight hold a block for its argument? */
+static bool args_in_flight(struct tri_pool *p)
+{
+    bool found = false;
+
+    pthread_mutex_lock(&p->lock);
+    for (uint32_t i = 0; i < p->nfree && !found; i++)
+        found = p->priv[i].used == 2 && p->priv[i].arg_off;
+    pthread_mutex_unlock(&p->lock);
+    return found;
+}
+
+uint64_t tri_args_room(struct tri_pool *p, uint64_t bytes)
+{
+    for (;;) {
+        uint32_t key = tri_wait_key(p);
+        uint64_t off;
+
+        while (tri_pump(p) > 0)
+            ;
+        off = tri_pool_block_new(p, bytes);
+        if (off || bytes > p->view.heap_bytes || tri_worker_inside(p) || !args_in_flight(p))
+            return off;
+        if (tri_wait(p, key, TRI_ANY_SLOT, 0, -1) == TRI_EFORKED)
+            return 0;
+    }
+}
+
+/* A task of the pool submits and there is no slot: would it wait, so might all who hold one.  The
+ * submit is the call then. */
+static int call_here(struct tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, uint64_t off,
+                     struct tri_future *f)
+{
+    uint8_t copy[TRI_ARG_INLINE] __attribute__((aligned(16)));
+
+    if (f->out_bytes > sizeof f->small && !(f->big = malloc(f->out_bytes)))
+        return -ENOMEM;
+    if (in_bytes && !off)
+        memcpy(copy, in, in_bytes);
+    f->code = fn(off ? p->view.base + off : copy, f->big ? f->big : f->small);
+    if (off)
+        tri_pool_block_free(p, off);
+    pthread_mutex_lock(&p->lock);
+    p->stats.submitted++;
+    p->stats.completed++;
+    p->stats.failed += f->code != 0;
+    pthread_mutex_unlock(&p->lock);
+    tri_store_rel(&f->done, 1);
+    let_go(f);
+    return 0;
+}
+
 int tri_submit(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, size_t out_bytes,
                const tri_call *opt, tri_future **fut)
 {
@@ -235,7 +279,7 @@ int tri_submit(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, size_t o
     if (tri_pool_is_fork(p)) /* not even the lock: another thread may have held it at the fork */
         return TRI_EFORKED;
     if (in_bytes > TRI_ARG_INLINE) {
-        off = tri_pool_block_new(p, in_bytes);
+        off = tri_args_room(p, in_bytes);
         if (!off)
             return -ENOMEM;
         memcpy(p->view.base + off, in, in_bytes);
@@ -250,10 +294,21 @@ int tri_submit(tri_pool *p, tri_fn fn, const void *in, size_t in_bytes, size_t o
         pthread_mutex_unlock(&p->lock);
         if (err != -EAGAIN)
             break;
-        if (tri_pump(p) == 0 && !(!p->hooks.run && tri_worker_help_any(p)))
-            tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
+        if (tri_pump(p))
+            continue;
+        if (!p->hooks.run && tri_worker_inside(p)) {
+            err = call_here(p, fn, in, in_bytes, off, f);
+            if (err)
+                break;
+            *fut = f;
+            return 0;
+        }
+        tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
     }
     if (!err) {
+        if (out_bytes > TRI_RES_INLINE || f->ticket % PUMP_EVERY == 0)
+            while (tri_pump(p) > 0)
+                ;
         *fut = f;
         return 0;
     }

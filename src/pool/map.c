@@ -6,9 +6,9 @@
  * do processes when the arrays are in tri_share memory, otherwise a chunk's input is copied into
  * the arena and its output copied back, by the owner, while the workers compute.
  *
- * Chunk sizes are measured: the first chunks are small, then a chunk aims at CHUNK_NS of work by
- * the time of those that came back, never more than a share of what is left, so that the workers
- * end together.
+ * Chunk sizes are measured: the first chunks are of one item, then a chunk aims at CHUNK_NS of work
+ * by the time of those that came back, never more than a share of what is left, so that the
+ * workers end together.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -22,13 +22,16 @@
 
 #define CHUNK_NS 400000
 #define COPY_MAX (1u << 20) /* bytes of one copied chunk */
+#define BLOCK_ALIGN 64      /* where the blocks of the arena begin */
+#define ALIGN_MAX 4096      /* more is not kept up for copies */
 
 struct chunk {
     struct tri_user user;
     struct map *map;
     _Atomic uint32_t done;
     uint64_t first, n;
-    uint64_t in_off, out_off;
+    uint64_t in_off, out_off; /* blocks */
+    uint64_t out_at;          /* where its results are: the part of the block that is used */
     int err, code;
     int64_t exec_ns;
     uint64_t ticket;
@@ -47,6 +50,7 @@ struct map {
     bool copies;
     double item_ns;
     size_t next;
+    size_t most; /* items of a chunk for which there was room, once there was none; 0 */
     uint32_t nchunks;
     struct chunk *chunk;
 };
@@ -83,15 +87,33 @@ static size_t chunk_size(const struct map *m)
         return m->opt->chunk < left ? m->opt->chunk : left;
     if (m->opt->timeout_ns)
         return 1;
-    size = m->item_ns > 0 ? (size_t)(CHUNK_NS / m->item_ns) + 1 : 64;
+    size = m->item_ns > 0 ? (size_t)(CHUNK_NS / m->item_ns) + 1 : 1;
     if (size > share)
         size = share;
+    if (m->most && size > m->most)
+        size = m->most;
     if (m->copies && widest && size > COPY_MAX / widest + 1)
         size = COPY_MAX / widest + 1;
     return size < left ? size : left;
 }
 
-static int send_chunk(struct map *m, struct chunk *c)
+/* A block for a chunk's part of an array, aligned as that is: where in *at, or 0. */
+static uint64_t part_room(struct tri_pool *p, const uint8_t *part, size_t bytes, uint64_t *at)
+{
+    uintptr_t align = (uintptr_t)part & -(uintptr_t)part, pad;
+    uint64_t off;
+
+    if (align > ALIGN_MAX)
+        align = ALIGN_MAX;
+    pad = align > BLOCK_ALIGN ? align : 0;
+    off = tri_pool_block_new(p, bytes + pad);
+    *at = off;
+    if (off && pad)
+        *at += -(uintptr_t)(p->view.base + off) & (align - 1);
+    return off;
+}
+
+static int try_chunk(struct map *m, struct chunk *c, size_t n)
 {
     struct tri_pool *p = m->pool;
     struct tri_cmap a = {.in_bytes = m->in_bytes, .out_bytes = m->out_bytes};
@@ -99,7 +121,7 @@ static int send_chunk(struct map *m, struct chunk *c)
     int err;
 
     c->first = m->next;
-    c->n = chunk_size(m);
+    c->n = n;
     c->in_off = c->out_off = 0;
     err = tri_task_new(p, &c->slot);
     if (err)
@@ -108,12 +130,16 @@ static int send_chunk(struct map *m, struct chunk *c)
     s->arg_off = 0;
     if (m->copies) {
         if (m->in_bytes) {
-            a.in_off = c->in_off = tri_pool_block_new(p, c->n * m->in_bytes);
+            const uint8_t *in = m->in + c->first * m->in_bytes;
+
+            c->in_off = part_room(p, in, c->n * m->in_bytes, &a.in_off);
             if (a.in_off)
-                memcpy(p->view.base + a.in_off, m->in + c->first * m->in_bytes, c->n * m->in_bytes);
+                memcpy(p->view.base + a.in_off, in, c->n * m->in_bytes);
         }
         if (m->out_bytes)
-            a.out_off = c->out_off = tri_pool_block_new(p, c->n * m->out_bytes);
+            c->out_off =
+                part_room(p, m->out + c->first * m->out_bytes, c->n * m->out_bytes, &a.out_off);
+        c->out_at = a.out_off;
         if ((m->in_bytes && !a.in_off) || (m->out_bytes && !a.out_off)) {
             if (c->in_off)
                 tri_pool_block_free(p, c->in_off);
@@ -154,13 +180,24 @@ static int send_chunk(struct map *m, struct chunk *c)
     return 0;
 }
 
+/* With a part of its items where there is no room for all. */
+static int send_chunk(struct map *m, struct chunk *c)
+{
+    size_t n = chunk_size(m);
+    int err;
+
+    while ((err = try_chunk(m, c, n)) == -ENOMEM && n > 1 && !m->opt->chunk)
+        n = m->most = n / 2;
+    return err;
+}
+
 static int receive_chunk(struct map *m, struct chunk *c)
 {
     struct tri_pool *p = m->pool;
 
     c->busy = false;
     if (!c->err && !c->code && c->out_off)
-        memcpy(m->out + c->first * m->out_bytes, p->view.base + c->out_off, c->n * m->out_bytes);
+        memcpy(m->out + c->first * m->out_bytes, p->view.base + c->out_at, c->n * m->out_bytes);
     if (c->in_off)
         tri_pool_block_free(p, c->in_off);
     if (c->out_off)
@@ -225,7 +262,8 @@ static int run_map(struct map *m)
                 if (e == 0) {
                     busy++;
                     moved = true;
-                } else if (e != -EAGAIN) {
+                } else if (e != -EAGAIN &&
+                           !(e == -ENOMEM && (busy || m->opt->caller))) { /* there will be room */
                     err = e;
                 }
             }
@@ -234,12 +272,15 @@ static int run_map(struct map *m)
             for (uint32_t i = 0; i < m->nchunks; i++) {
                 struct chunk *c = &m->chunk[i];
 
-                if (c->busy && !tri_load_acq(&c->done) &&
-                    tri_task_cancel(p, c->slot, c->ticket) == 0) {
+                if (!c->busy || tri_load_acq(&c->done))
+                    continue;
+                if (tri_task_cancel(p, c->slot, c->ticket) == 0) {
                     c->err = TRI_ECANCELLED;
                     receive_chunk(m, c);
                     busy--;
                     moved = true;
+                } else {
+                    tri_task_stop(p, c->slot, c->ticket);
                 }
             }
         } else if (m->opt->caller && m->next < m->n) {

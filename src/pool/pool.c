@@ -159,11 +159,8 @@ static int make_segment(struct tri_pool *p)
 static void *thread_main(void *arg)
 {
     struct tri_worker *w = arg;
-    sigset_t all;
 
-    /* Signals are the business of the program's own threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, NULL);
+    /* With the signal mask of whoever opened the pool: what a task starts inherits it. */
     tri_worker_loop(w);
     tri_heap_drop(&w->heap);
     return NULL;

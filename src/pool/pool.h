@@ -62,6 +62,7 @@ struct tri_worker {
     struct tri_segment seg;
     const struct tri_hooks *hooks;
     uint32_t id, gen;
+    uint32_t forks; /* tri_fork_count() of this process */
     bool process;
     int output_fd; /* datagrams to the owner; -1: none */
     bool has_heap;
@@ -233,6 +234,7 @@ struct tri_slot_priv {
     uint64_t ticket;
     uint64_t arg_off;  /* of the task pushed: the slot's own copy is a worker's to scribble on */
     uint64_t cmap_off; /* block that goes back with the slot besides the arguments */
+    uint64_t cell;     /* where in its lane it was appended last: other cells of it are stale */
     uint32_t next_free;
     uint16_t retries, deaths;
     struct tri_loss *past; /* the first TRI_PAST_MAX of those deaths, once there is one */
@@ -356,8 +358,6 @@ struct tri_user {
 };
 /* Take what has ended, hand it to its users, let other waiters look.  How many. */
 int tri_pump(struct tri_pool *p);
-/* tri_task_new, but waits (and pumps) while every slot is in use. */
-int tri_task_new_wait(struct tri_pool *p, uint32_t *slot);
 /* The pool ends: the memory of freed futures goes, that of the others with the last of them. */
 void tri_futures_end(struct tri_pool *p);
 
@@ -377,6 +377,10 @@ int tri_task_push_locked(struct tri_pool *p, uint32_t slot, int priority, int re
                          uint64_t *ticket);
 /* 0: it will never run, its slot is free; -EBUSY */
 int tri_task_cancel(struct tri_pool *p, uint32_t slot, uint64_t ticket);
+/* A chunk of tri_map that was claimed: its items that have not begun are not to be run. */
+void tri_task_stop(struct tri_pool *p, uint32_t slot, uint64_t ticket);
+/* A block for an argument, or 0.  Blocks while there is no room and tasks in flight have theirs. */
+uint64_t tri_args_room(struct tri_pool *p, uint64_t bytes);
 /* Nobody waits for it any more: what it leaves is dropped when it is taken. */
 void tri_task_orphan(struct tri_pool *p, uint32_t slot, uint64_t ticket);
 /* Take up to max ended tasks.  Tasks without a user are dropped here. */

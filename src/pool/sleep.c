@@ -503,7 +503,8 @@ int tri_wait(struct tri_pool *p, uint32_t key, uint32_t slot, uint64_t ticket, i
             err = TRI_ETIMEDOUT;
         else
             err = tri_futex_wait(&c->bell, key, nap); /* O5 */
-        if (err == -ETIMEDOUT)
+        /* A program's timer may end each of these sleeps early. */
+        if (err == -ETIMEDOUT || err == -EINTR)
             look_at_warden(p);
         if (err != -EINTR && err != TRI_ETIMEDOUT)
             err = 0;

@@ -48,6 +48,7 @@ int tri_worker_attach(struct tri_worker *w, const struct tri_segment *seg,
     w->id = id;
     w->gen = gen & TRI_GEN_MASK;
     w->process = process;
+    w->forks = tri_fork_count();
     w->output_fd = output_fd;
     if (output_fd >= 0 && fstat(output_fd, &st) == 0) {
         w->output_dev = st.st_dev;
@@ -310,6 +311,25 @@ void tri_worker_item(struct tri_worker *w)
     deadline_arm(w, w->slot->timeout_ns);
 }
 
+/* A worker leaves by _exit or is killed: what C tasks printed would stay in the buffer for ever. */
+static void flush_stdout(void)
+{
+    if (__fpending(stdout) && ftrylockfile(stdout) == 0) {
+        fflush(stdout);
+        funlockfile(stdout);
+    }
+}
+
+/* A task forked and its child returned, too: that is no worker, and there its task ends. */
+static void leave_if_forked(const struct tri_worker *w)
+{
+    if (tri_fork_count() == w->forks)
+        return;
+    if (w->process)
+        flush_stdout();
+    _exit(0);
+}
+
 static void run_cmap(struct tri_worker *w, struct tri_slot *s)
 {
     struct tri_cmap m;
@@ -321,8 +341,10 @@ static void run_cmap(struct tri_worker *w, struct tri_slot *s)
     memcpy(&m, s->arg, sizeof m);
     in = m.in_off ? w->view.base + m.in_off : (const uint8_t *)(uintptr_t)m.in;
     out = m.out_off ? w->view.base + m.out_off : (uint8_t *)(uintptr_t)m.out;
-    for (uint64_t i = 0; i < s->items && code == 0; i++)
+    /* Of a map that has failed meanwhile no item is left: tri_task_stop. */
+    for (uint64_t i = 0; i < __atomic_load_n(&s->items, __ATOMIC_RELAXED) && code == 0; i++)
         code = fn(in + i * m.in_bytes, out + i * m.out_bytes);
+    leave_if_forked(w);
     s->res_off = 0;
     s->res_len = 0;
     s->code = code;
@@ -345,17 +367,9 @@ static void run_c(struct tri_worker *w, struct tri_slot *s)
         return;
     }
     s->code = fn(in, out);
+    leave_if_forked(w);
     s->res_off = off;
     s->res_len = out_bytes;
-}
-
-/* A worker leaves by _exit or is killed: what C tasks printed would stay in the buffer for ever. */
-static void flush_stdout(void)
-{
-    if (__fpending(stdout) && ftrylockfile(stdout) == 0) {
-        fflush(stdout);
-        funlockfile(stdout);
-    }
 }
 
 static void publish(struct tri_worker *w, uint32_t idx)

@@ -18,7 +18,7 @@ void tri_layout_plan(struct tri_ctl *ctl)
     /* A lane holds cells of tasks that were cancelled behind a head not started yet, and keeps one
      * cell per worker free for tasks that come back from the dead (tri_slot_append). */
     ctl->ncells = 2 * ctl->nslots;
-    while (ctl->ncells < ctl->nslots + 2 * ctl->nworkers)
+    while (ctl->ncells < ctl->nslots + 2 * ctl->nworkers + 2)
         ctl->ncells *= 2;
     ctl->off_workers = at;
     at += (uint64_t)ctl->nworkers * sizeof(struct tri_worker_line);

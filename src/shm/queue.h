@@ -14,6 +14,8 @@
  * A claim may win a slot that was cancelled and queued anew behind: the state word it swapped
  * is the newer one, so it runs that newer task, early; the newer cell is then skipped.
  * A thread's task that waits for a QUEUED one does C2 alone (tri_worker_help): its cell is skipped.
+ * A task may have several cells, once its lane was full (dispatch.c: lane_turn): the first that is
+ * come to is its claim.
  */
 #ifndef TRI_SHM_QUEUE_H
 #define TRI_SHM_QUEUE_H

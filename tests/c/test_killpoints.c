@@ -145,6 +145,21 @@ static void job_ended(struct tri_user *u, struct tri_pool *p, struct tri_done *d
         tri_pool_block_free(p, d->res_off);
 }
 
+/* A slot, waiting while all are in use. */
+static void slot_for(struct tri_pool *p, uint32_t *slot)
+{
+    for (;;) {
+        uint32_t key = tri_wait_key(p);
+        int err = tri_task_new(p, slot);
+
+        if (!err)
+            return;
+        CHECK(err == -EAGAIN);
+        if (tri_pump(p) == 0)
+            tri_wait(p, key, TRI_ANY_SLOT, 0, -1);
+    }
+}
+
 static void send_job(struct tri_pool *p, struct job *j, uint16_t task)
 {
     struct tri_slot *s;
@@ -153,7 +168,7 @@ static void send_job(struct tri_pool *p, struct job *j, uint16_t task)
     memset(j, 0, sizeof *j);
     j->user.ended = job_ended;
     j->task = task;
-    CHECK(tri_task_new_wait(p, &j->slot) == 0);
+    slot_for(p, &j->slot);
     s = &p->view.slot[j->slot];
     s->flags = TRI_F_PY;
     s->timeout_ns = 0;

@@ -159,25 +159,25 @@ static void a_dead_claimers_tasks_come_back_under_their_own_ticket(void)
     bare_free(p);
 }
 
-/* A lane full of cancelled tasks behind one that has not started refuses new ones, but takes back
- * what a dead worker had claimed. */
-static void a_full_lane_keeps_room_for_the_dead(void)
+/* However many tasks are cancelled behind some that have not started, there is room for new ones,
+ * for all that a dead worker had claimed, and those that wait keep their order. */
+static void a_lane_full_of_cancelled_tasks_takes_new_ones(void)
 {
     struct tri_pool *p = bare_pool(1, 64, 8 << 20);
     struct tri_msg died = {.type = TRI_M_DIED, .worker = 0, .gen = 0, .signal = 9};
-    uint64_t ticket, word;
+    uint64_t ticket, word, id = 1;
     uint32_t slot, got, first;
     struct tri_done d;
-    int err = 0, n = 0;
 
     CHECK(push(p, 0, 0, &first, &ticket) == 0);
-    CHECK(push(p, 1, 0, &slot, &ticket) == 0);
-    for (; (err = push(p, 2, 0, &slot, &ticket)) == 0; n++)
+    for (int i = 0; i < 1000; i++) {
+        CHECK(push(p, 1000, 0, &slot, &ticket) == 0);
         CHECK(tri_task_cancel(p, slot, ticket) == 0);
-    CHECK(err == -EAGAIN && n >= 64 && p->outstanding == 2);
+        if (i % 100 == 0)
+            CHECK(push(p, id++, 0, &slot, &ticket) == 0);
+    }
+    CHECK(p->outstanding == 11);
     CHECK(tri_queue_claim(&p->view, 0, 0, &got, &word) && got == first);
-    CHECK(push(p, 3, 0, &slot, &ticket) == 0); /* into the room of the claim */
-    CHECK(push(p, 4, 0, &slot, &ticket) == -EAGAIN);
     for (int deaths = 0; deaths < 200; deaths++) {
         pthread_mutex_lock(&p->lock);
         tri_repair_death(p, &died);
@@ -185,7 +185,34 @@ static void a_full_lane_keeps_room_for_the_dead(void)
         CHECK(tri_take(p, &d, 1) == 0 && p->stats.lost == 0);
         died.gen++;
         CHECK(tri_queue_claim(&p->view, 0, died.gen, &got, &word));
+        for (int i = 0; i < 10; i++) {
+            CHECK(push(p, 1000, 0, &slot, &ticket) == 0);
+            CHECK(tri_task_cancel(p, slot, ticket) == 0);
+        }
     }
+    CHECK(p->outstanding == 11);
+    bare_free(p);
+}
+
+/* All slots are taken by tasks that wait, again and again others' place was in between. */
+static void a_turn_of_the_lane_keeps_the_order(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, 8 << 20);
+    uint64_t ticket, word;
+    uint32_t slot, got;
+
+    for (uint64_t i = 0; i < 63; i++) {
+        CHECK(push(p, i, 0, &slot, &ticket) == 0);
+        for (int n = 0; n < 40; n++) {
+            CHECK(push(p, 1000, 0, &slot, &ticket) == 0);
+            CHECK(tri_task_cancel(p, slot, ticket) == 0);
+        }
+    }
+    for (uint64_t i = 0; i < 63; i++) {
+        CHECK(tri_queue_claim(&p->view, 0, 0, &got, &word));
+        CHECK(p->view.slot[got].fn_id == i);
+    }
+    CHECK(!tri_queue_claim(&p->view, 0, 0, &got, &word));
     bare_free(p);
 }
 
@@ -316,7 +343,8 @@ int main(void)
     RUN(positions_wrap_and_slots_are_used_again);
     RUN(a_head_left_behind_is_moved_by_the_next);
     RUN(a_dead_claimers_tasks_come_back_under_their_own_ticket);
-    RUN(a_full_lane_keeps_room_for_the_dead);
+    RUN(a_lane_full_of_cancelled_tasks_takes_new_ones);
+    RUN(a_turn_of_the_lane_keeps_the_order);
     RUN(a_scribbled_head_costs_no_endless_loop);
     RUN(each_task_is_claimed_exactly_once);
     RUN(priorities_share_claimers);

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextvars
 import decimal
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -178,3 +180,20 @@ def test_the_facades_pools_of_threads_can_do_it_too() -> None:
     with ThreadPool(1) as p:
         assert p.apply(lambda: p.map(square, range(4))) == [0, 1, 4, 9]
         assert p.apply(lambda: p.apply(square, (5,))) == 25
+
+
+def end_by_sigterm() -> int:
+    child = subprocess.Popen(["sleep", "60"])
+    child.terminate()
+    return child.wait(LONG)
+
+
+@pytest.mark.parametrize("kind", ["native", "Pool", "Executor"])
+def test_what_a_task_starts_can_be_terminated(kind: str) -> None:
+    if kind == "Executor":
+        with ThreadPoolExecutor(1) as executor:
+            assert executor.submit(end_by_sigterm).result() == -signal.SIGTERM
+        return
+    with tri.Pool(1, kind="thread") if kind == "native" else ThreadPool(1) as pool:
+        assert pool.apply(end_by_sigterm) == -signal.SIGTERM
+        assert pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, [])) == set()
