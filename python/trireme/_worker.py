@@ -513,10 +513,22 @@ def begin(info: dict[str, Any]) -> None:
             initializer = _pickling.loads(initializer)
         function, args = initializer
         function(*args)
-        flush()
+    _begun()
+
+
+def _begun() -> None:
+    """The first task may come."""
+    global _mask
+    flush()
     if _set_mask is None:  # a fork inherits it
         _watch_mask()
     _mask = _set_mask(SIG_BLOCK, ())
+
+
+def serve() -> None:
+    """For an initializer that is to be around the tasks: run them all, until this worker leaves."""
+    _begun()
+    _core._worker_serve()
 
 
 _mask: Any = None  # the signals that are blocked between tasks

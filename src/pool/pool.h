@@ -37,7 +37,8 @@ struct tri_hooks {
     void (*after_fork_parent)(void *ctx);
     /* in each worker, which is the first to run it after the owner's or warden's before_fork */
     void (*after_fork_child)(void *ctx);
-    /* in a worker, before its first task; -1: failed, it has left a note (tri_worker_note) */
+    /* in a worker, before its first task; -1: failed, it has left a note (tri_worker_note).  It
+     * may call tri_worker_serve(w) itself, to be around the tasks, and then returns 0 */
     int (*begin)(struct tri_worker *w);
     /* run a TRI_F_PY task: read slot->arg..., fill slot->res...  The state is STARTED */
     void (*run)(struct tri_worker *w, struct tri_slot *slot);
@@ -79,6 +80,7 @@ struct tri_worker {
     uint64_t spill_bytes;
     uint64_t output_dev, output_ino; /* what output_fd was when we got it */
     bool retire;                     /* leave after this task: something of ours was damaged */
+    bool served, retired;            /* it has run its tasks; and left to be replaced */
     int limited;                     /* how the time limit of the task in hand is kept; 0: none */
     timer_t timer;
     void *local; /* the hook's */
@@ -86,6 +88,8 @@ struct tri_worker {
 
 /* Run until told to leave.  In a process the caller then _exits. */
 void tri_worker_loop(struct tri_worker *w);
+/* The part of it between hooks.begin and hooks.end, once: the tasks. */
+void tri_worker_serve(struct tri_worker *w);
 int tri_worker_attach(struct tri_worker *w, const struct tri_segment *seg,
                       const struct tri_hooks *hooks, uint32_t id, uint32_t gen, int output_fd,
                       bool process);

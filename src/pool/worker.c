@@ -521,17 +521,13 @@ bool tri_worker_help_any(struct tri_pool *p)
     return true;
 }
 
-void tri_worker_loop(struct tri_worker *w)
+void tri_worker_serve(struct tri_worker *w)
 {
     const struct tri_view *v = &w->view;
     struct tri_worker_line *line = &v->worker[w->id];
     uint32_t idx;
 
-    if (w->hooks->begin && w->hooks->begin(w) != 0) {
-        if (w->process)
-            _exit(TRI_EXIT_BEGIN);
-        return;
-    }
+    w->served = true;
     tri_store_rel(&line->status, TRI_W_READY);
     tri_or_sc(&v->ctl->ready[w->id / 64], 1ull << (w->id & 63));
     for (;;) {
@@ -575,14 +571,25 @@ void tri_worker_loop(struct tri_worker *w)
 leave:
     if (w->process)
         tri_store_rel(&line->status, TRI_W_LEFT);
-    if (w->hooks->end)
-        w->hooks->end(w);
     return;
 retire:
     tri_and_sc(&v->ctl->ready[w->id / 64], ~(1ull << (w->id & 63)));
     /* Before: what the program does at the end of a worker changes nothing any more. */
     tri_store_rel(&line->status, TRI_W_RETIRED);
+    w->retired = true;
+}
+
+void tri_worker_loop(struct tri_worker *w)
+{
+    if (w->hooks->begin && w->hooks->begin(w) != 0) {
+        if (w->process)
+            _exit(TRI_EXIT_BEGIN);
+        return;
+    }
+    if (!w->served)
+        tri_worker_serve(w);
     if (w->hooks->end)
         w->hooks->end(w);
-    _exit(TRI_EXIT_RETIRED);
+    if (w->retired)
+        _exit(TRI_EXIT_RETIRED);
 }

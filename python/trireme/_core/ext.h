@@ -51,6 +51,7 @@ struct state {
     uint64_t secret[8];    /* of digests; 0: not yet drawn */
     bool signals_said;     /* by a fork server: see own_signals() */
     unsigned epoch;        /* more in a process that holds no lock of the one it was forked from */
+    struct tri_worker *worker; /* that this process is, of a pool of processes; else NULL */
 };
 
 /* How many functions a pool remembers, on either side, and how many bytes they may have together:
@@ -307,6 +308,7 @@ PyObject *reveal_function(struct state *st, PyObject *fn);
 extern const struct tri_hooks process_hooks, thread_hooks;
 PyObject *warden_main(PyObject *module, PyObject *args);
 PyObject *worker_main(PyObject *module, PyObject *args);
+PyObject *worker_serve(PyObject *module, PyObject *none);
 /* _expect_forks(): in a fork server, what crash_begin() and own_signals() would do in each fork. */
 PyObject *expect_forks(PyObject *module, PyObject *none);
 

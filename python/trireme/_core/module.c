@@ -269,6 +269,7 @@ static PyMethodDef functions[] = {
     {"_pidfd_self", pidfd_open_self, METH_NOARGS, NULL},
     {"_warden_main", warden_main, METH_VARARGS, NULL},
     {"_worker_main", worker_main, METH_VARARGS, NULL},
+    {"_worker_serve", worker_serve, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -406,11 +406,30 @@ static int process_begin(struct tri_worker *w)
     crash_begin(w);
     said = l->st->signals_said; /* and not in forks of this one */
     l->st->signals_said = false;
+    l->st->worker = w;
     if ((!said && own_signals() < 0) || begin_python(w, l) < 0) {
-        note_exception(w, l->st);
-        return -1;
+        if (!w->served) {
+            note_exception(w, l->st);
+            return -1;
+        }
+        PyErr_Clear(); /* of what the program has around its tasks: they have been run */
     }
     return 0;
+}
+
+/* _worker_serve(): inside of begin(), run the tasks. */
+PyObject *worker_serve(PyObject *module, PyObject *none)
+{
+    struct tri_worker *w = state_of(module)->worker;
+
+    (void)none;
+    if (!w || w->served) {
+        PyErr_SetString(PyExc_RuntimeError, "not in a worker that begins");
+        return NULL;
+    }
+    crash_serve();
+    tri_worker_serve(w);
+    Py_RETURN_NONE;
 }
 
 void process_end(struct tri_worker *w)

@@ -56,6 +56,8 @@ void crash_begin(struct tri_worker *w);
 /* Before a fork of workers, or of the warden that will fork them: tasks run on top of what is here
  * (with start="fork" where the program opened the pool). */
 void crash_fork(void);
+/* Tasks run on top of what is here, by worker_serve(). */
+void crash_serve(void);
 /* What it needs ahead, in a process whose forks are workers. */
 void crash_expect(void);
 /* The hook: others may have the interpreter while this worker waits for work. */

@@ -240,6 +240,11 @@ void crash_fork(void)
     crash.below = depth();
 }
 
+void crash_serve(void)
+{
+    crash.skip = depth();
+}
+
 void crash_expect(void)
 {
     PyObject *module = imported("faulthandler");

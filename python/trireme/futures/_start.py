@@ -26,30 +26,34 @@ def begin(
     If that fails, it is logged here and breaks the pool.  *breaks*: see :func:`_like_original`.
     *info*: of multiprocessing._lend.describe().
     """
-    _become(info)
-    _like_original(breaks)
-    if initializer is not None:
-        _initialize(initializer, initargs)
+    _live(info, breaks, initializer, initargs)
 
 
 def begin_inherited(breaks: bool, number: int) -> None:
     """The same for a worker that was forked from the owner, and so has the initializer."""
     info, initializer, initargs = inherited[number]
-    _become(info)
-    from ..multiprocessing import _worker
-
-    _worker.keep(info["modules"])
-    _like_original(breaks)
-    if initializer is not None:
-        _initialize(initializer, initargs)
+    _live(info, breaks, initializer, initargs)
 
 
-def _become(info: dict[str, Any]) -> None:
+def _live(info: dict[str, Any], breaks: bool, *initializer: Any) -> None:
     """Pass for what the original starts: with a name, a parent, its key, and a fork's new locks."""
+    from functools import partial
+
     from ..multiprocessing import _ways, _worker
 
     _worker.become(info)
     _ways.follow()
+    _worker.keep(info.get("modules", ()))
+    _worker.live(partial(_begun, breaks, *initializer))
+
+
+def _begun(
+    breaks: bool, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> None:
+    """The last thing before the first task."""
+    _like_original(breaks)
+    if initializer is not None:
+        _initialize(initializer, initargs)
 
 
 def _like_original(breaks: bool) -> None:
@@ -81,7 +85,13 @@ def _like_original(breaks: bool) -> None:
 
 def _outside(frame: Any) -> Any:
     """The innermost frame that is not of this package; the worker's loop itself is in C."""
-    while frame is not None and frame.f_globals.get("__package__") in ("trireme", __package__):
+    while frame is not None:
+        here = frame.f_globals
+        if (
+            here.get("__package__") not in ("trireme", __package__)
+            and here.get("__name__") != "trireme.multiprocessing._worker"
+        ):
+            break
         frame = frame.f_back
     return frame
 

@@ -34,7 +34,7 @@ from typing import Literal, cast
 from .. import _imports, _pool
 from .._errors import broken_process_pool, executors_cause
 from .._options import _task_options
-from ..multiprocessing import _born, _lend, _ways
+from ..multiprocessing import _born, _lend, _ways, _worker
 from ._executor import _MAX_WORKERS, _PLAIN, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
 from ._start import OwnersHandle, begin, begin_inherited, inherited
 
@@ -369,14 +369,17 @@ class ProcessPoolExecutor(_Executor):
         # A call that ends its worker is not run again: it would end the next one, too.
         breaks = self._on_crash == "break" and not self._options.get("retries")
         context: Any = self._mp_context
-        models = [context.Process() for _ in range(open_pool.args[0])]
+        initargs = tuple(self._initargs)
+        target = _worker.worker
+        args = (None, None, self._initializer, initargs, self._max_tasks_per_child)
+        models = [context.Process(target=target, args=args) for _ in range(open_pool.args[0])]
         register = _lend.new_register()
         try:
             info = _lend.describe(models, start, register)
             if start == "fork":
                 self._born = _born.Born()
                 info["modules"] = self._born.modules
-            pool = self._open_pool(open_pool, info, breaks)
+            pool = self._open_pool(open_pool, info, breaks, initargs)
             # Weakly: it holds the program's globals, and the pool is held until the executor goes.
             pool._born = self._born and weakref.proxy(self._born)
         except BaseException:
@@ -392,17 +395,21 @@ class ProcessPoolExecutor(_Executor):
         return pool
 
     def _open_pool(
-        self, open_pool: Callable[..., Any], info: dict[str, Any], breaks: bool
+        self,
+        open_pool: Callable[..., Any],
+        info: dict[str, Any],
+        breaks: bool,
+        initargs: tuple[Any, ...],
     ) -> _pool.Pool:
         if info["method"] != "fork":
             with _handing_over():
                 pool = open_pool(
                     initializer=begin,
-                    initargs=(info, breaks, self._initializer, tuple(self._initargs)),
+                    initargs=(info, breaks, self._initializer, initargs),
                 )
         else:
             number = id(self)
-            inherited[number] = (info, self._initializer, tuple(self._initargs))
+            inherited[number] = (info, self._initializer, initargs)
             try:
                 pool = open_pool(initializer=begin_inherited, initargs=(breaks, number))
             finally:

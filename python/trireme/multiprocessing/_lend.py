@@ -12,6 +12,7 @@ import copyreg
 import fcntl
 import os
 import stat
+import sys
 import threading
 from contextlib import contextmanager
 from multiprocessing import context, process
@@ -37,6 +38,25 @@ def new_register() -> int:
     return fd
 
 
+# What the original prepares a fresh process with.
+_PREPARED = frozenset(
+    "name authkey log_to_stderr log_level sys_path sys_argv dir orig_dir start_method"
+    " init_main_from_name init_main_from_path".split()
+)
+
+
+def _stowaways(name: str) -> dict[str, Any]:
+    """What a program that has put a get_preparation_data() of its own in place adds for a child.
+
+    coverage.py adds an object which changes multiprocessing there as it is unpickled.
+    """
+    spawn: Any = sys.modules.get("multiprocessing.spawn")
+    if spawn is None or _worker.is_of(spawn, spawn.get_preparation_data):
+        return {}
+    data = spawn.get_preparation_data(name)
+    return {key: value for key, value in data.items() if key not in _PREPARED}
+
+
 def describe(models: list[Any], method: str, register: int) -> dict[str, Any]:
     """What a worker needs in order to pass for one of *models*, processes that are never started.
 
@@ -52,8 +72,13 @@ def describe(models: list[Any], method: str, register: int) -> dict[str, Any]:
     state = dict(vars(model))
     for name in ("_config", "_parent_pid", "_parent_name", "_popen", "_name", "_identity"):
         state.pop(name, None)
+    if not _worker.has_hooks(model):
+        for name in ("_args", "_kwargs"):  # nobody will see these
+            state.pop(name, None)
     config = dict(model._config)
     return {
+        # First, to be unpickled first.
+        "stowaways": _stowaways(model.name) if method != "fork" else {},
         "owner": os.getpid(),
         "owner_name": me.name,
         "authkey": bytes(config.pop("authkey", me.authkey)),

@@ -4,6 +4,11 @@
 :func:`begin` is the initializer of such a pool.  It puts a Process object in place as
 ``current_process()``, another as ``parent_process()``, and then calls the user's own initializer.
 
+A program may have something to do around a process's life: coverage.py and others put a function
+of theirs in the place of ``BaseProcess._bootstrap``, a class may have a ``run()`` of its own.  Then
+the worker runs all of its tasks inside of these (:func:`live`), by a call of C's loop.  Else it
+returns, and the loop comes next.
+
 What the owner lends to workers under start methods that do not inherit (pipes of queues, memory of
 Values and Arrays) are descriptors which the owner keeps open and a worker opens again through
 /proc.  A worker that is started later, in place of another, finds them there as well.
@@ -11,9 +16,11 @@ Values and Arrays) are descriptors which the owner keeps open and a worker opens
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import struct
+import types
 from multiprocessing import context, process
 
 TYPE_CHECKING = False
@@ -121,7 +128,10 @@ class Lent:
 
 
 def become(info: Info) -> None:
-    """Have multiprocessing believe that it started this process."""
+    """Have multiprocessing believe that it started this process.
+
+    What ``_bootstrap()`` does itself is left to it if the process is to live inside.
+    """
     import sys
 
     from trireme._worker import end_as_process
@@ -144,7 +154,7 @@ def become(info: Info) -> None:
         else (*identities[-1][:-1], identities[-1][-1] + number - len(identities) + 1)
     )
     me: Any = info["class"].__new__(info["class"])
-    me.__dict__.update(info["state"])
+    me.__dict__.update({"_args": (), "_kwargs": {}} | info["state"])
     end_as_process(info["method"] != "spawn")
     config = dict(info["config"])
     config["authkey"] = them.AuthenticationString(info["authkey"])
@@ -170,9 +180,69 @@ def become(info: Info) -> None:
         tracker: Any = resource_tracker._resource_tracker
         tracker._fd = open_owners(owner, info["tracker"], os.O_WRONLY)
     util: Any = sys.modules.get("multiprocessing.util")
-    if util is not None:  # else there is nothing of the owner's in it
+    if util is not None and not has_hooks(me):  # else there is nothing of the owner's in it
         util._finalizer_registry.clear()
         util._run_after_forkers()
+
+
+def worker(*args: Any) -> None:
+    """The target of a worker's Process, where the original's are ``multiprocessing.pool.worker``.
+
+    Its arguments are for whoever makes that Process: the life is that of :func:`live`.
+    """
+    _inside.pop()()
+
+
+# In a worker that lives inside of its Process: what worker() is to do, and what that raised.
+_inside: list[Callable[[], None]] = []
+
+
+def is_of(module: Any, function: Any) -> bool:
+    """Whether *function* is one that *module* defines, and no other in its place."""
+    return type(function) is types.FunctionType and function.__globals__ is vars(module)
+
+
+def has_hooks(me: Any) -> bool:
+    """Whether something of the program's is to be around the life of this Process."""
+    kind = type(me)
+    methods = kind._bootstrap, kind.run
+    target = getattr(me, "_target", None)
+    return not (
+        (target is None or target is worker) and all(is_of(process, one) for one in methods)
+    )
+
+
+def live(begun: Callable[[], None]) -> None:
+    """Call *begun*, the last thing before the first task; run the tasks, too, if there are hooks.
+
+    Raises what *begun* raises.
+    """
+    from trireme import _worker
+
+    me: Any = process.current_process()
+    if not has_hooks(me):
+        begun()
+        return
+    state: list[BaseException | None] = []
+
+    def tasks() -> None:
+        state.append(None)
+        try:
+            begun()
+        except BaseException as exc:
+            state[0] = exc
+            raise
+        _worker.serve()
+
+    _inside.append(tasks)
+    parent: Any = process.parent_process()
+    me._bootstrap(parent_sentinel=parent._sentinel)
+    if not state:
+        raise RuntimeError(
+            f"a worker ended before its first task: {type(me).__qualname__} did not call its target"
+        )
+    if state[0] is not None:
+        raise state[0]
 
 
 def keep(modules: Iterable[str]) -> None:
@@ -222,5 +292,9 @@ def begin(setup: int | Info) -> None:
     keep(info.get("modules", ()))
     if info["by_name"]:
         _results_by_name()
-    if info["initializer"] is not None:
-        info["initializer"](*info["initargs"])
+    live(functools.partial(_initialize, info["initializer"], info["initargs"]))
+
+
+def _initialize(initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
+    if initializer is not None:
+        initializer(*initargs)

@@ -107,6 +107,7 @@ class Pool:
     """
 
     _by_name = True  # results that only trireme could send fail, as in the original
+    _has_hooks = False  # whether the program has something to do around a worker's life
 
     def __init__(
         self,
@@ -197,10 +198,14 @@ class Pool:
     def _worker_info(self, method: str, lender: Lender) -> dict[str, Any]:
         """What _worker.begin() needs."""
         models = []
+        initargs = tuple(self._initargs)
+        target = _worker.worker
+        args = (None, None, self._initializer, initargs, self._maxtasksperchild, True)
         for _ in range(self._processes):
-            model = self.Process(self._ctx)
+            model = self.Process(self._ctx, target=target, args=args)
             model.daemon = True
             models.append(model)
+        self._has_hooks = _worker.has_hooks(models[0])
         info = describe(models, method, lender.register)
         info["prefix"] = info["prefix"].replace("Process", "PoolWorker")
         self._prefix = info["prefix"]
@@ -208,7 +213,7 @@ class Pool:
         info.update(
             by_name=self._by_name,
             initializer=self._initializer,
-            initargs=tuple(self._initargs),
+            initargs=initargs,
         )
         if method == "fork":
             self._born = _born.Born()
@@ -398,7 +403,13 @@ class Pool:
         """End the workers at once.  Tasks that have not ended raise WorkerLost."""
         _debug("terminating pool")
         self._state = TERMINATE
-        self._native.terminate()
+        native = self._native
+        # What the program has at the end of a worker's life; the original's leave, too, if idle.
+        if self._has_hooks and not (native._is_fork or native._joined or native._pending()):
+            native.close()
+            if native._end(False, 2.0):
+                native._finish()
+        native.terminate()
         self._teller.end(False)
         self._clear()
 
