@@ -254,3 +254,64 @@ def test_a_crash_inside_shows_the_task_alone(
             pool.apply(crash)
         assert " in run" not in (caught.value.stack or "")
         assert pool.apply(square, (3,)) == 9
+
+
+# As those of OpenTelemetry and ddtrace, which are made by wrapt: a wrapper of a method that shows
+# whatever attributes that has.
+WRAPPED = """
+    import concurrent.futures as cf
+
+    class Wrapper:
+        def __init__(self, wrapped, executor=None):
+            self.wrapped, self.executor = wrapped, executor
+
+        def __get__(self, executor, cls):
+            return Wrapper(self.wrapped.__get__(executor, cls), executor)
+
+        def __getattr__(self, name):
+            return getattr(self.wrapped, name)
+
+        def __call__(self, *args, **kwargs):
+            seen.append("wrapped")
+            return self.wrapped(*args, **kwargs)
+
+    def plain(self, *args, **kwargs):
+        seen.append("plain")
+        return before(self, *args, **kwargs)
+
+    seen = []
+    if __name__ == "__main__":
+        for cls in cf.ThreadPoolExecutor, cf.ProcessPoolExecutor:
+            before = cls.submit
+            for wrapper in Wrapper(before), plain:
+                cls.submit = wrapper
+                with cls(1) as executor:
+                    print(list(executor.map(abs, range(5))), executor.submit(abs, -1).result())
+                print(cls.__name__, seen)
+                seen.clear()
+"""
+
+
+def test_map_calls_a_wrapped_submit_for_each_task(program: Any) -> None:  # noqa: F811
+    out = program(WRAPPED)
+    assert out.count(str(['wrapped'] * 6)) == 2
+    assert out.count(str(['plain'] * 6)) == 2
+
+
+@pytest.mark.parametrize("name", ["ThreadPoolExecutor", "ProcessPoolExecutor"])
+def test_what_is_put_in_the_place_of_the_base_classs_submit_is_called(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cls = getattr(futures, name)
+    base = next(one for one in cls.__mro__ if "submit" in vars(one))
+    seen = []
+    before = base.submit
+
+    def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(args[1:])
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(base, "submit", submit)
+    with cls(1) as executor:
+        assert list(executor.map(square, range(3))) == [0, 1, 4]
+    assert seen == [(0,), (1,), (2,)]

@@ -392,7 +392,9 @@ class PoolExecutor(_base.Executor):
         if len(self._sent) >= self._look_at:
             self._forget_ended()
         # Programs count tasks by putting a submit() of theirs on the instance: it is to be called.
-        own = getattr(self.submit, "__func__", None) is PoolExecutor.submit
+        # So are wrappers in the class, which may give themselves out for what they wrap.
+        submit = self.submit
+        own = type(submit) is types.MethodType and submit.__func__ is _OUR_SUBMIT
         futures: deque[Any] = deque()
         if own and callable(fn):
             row = next(rows, None)
@@ -479,3 +481,6 @@ class PoolExecutor(_base.Executor):
             self._born = None
             self._pool = None
             self._sent.clear()
+
+
+_OUR_SUBMIT = PoolExecutor.submit  # before anybody puts another in its place
