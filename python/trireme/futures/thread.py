@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""ThreadPoolExecutor on a pool of threads of the runtime's."""
+"""ThreadPoolExecutor on a pool of threads of the runtime's.
+
+Programs that want threads of their own override ``_adjust_thread_count()``, to have daemons, or put
+another queue in the place of ``_work_queue``.  An executor of theirs is the original's through and
+through: it becomes an instance of :class:`_AsOriginal`, which is a subclass of both.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,16 @@ import concurrent.futures.thread as _module
 import itertools
 import logging
 import threading
+import types
 import weakref
+from collections import deque
 from concurrent.futures.thread import BrokenThreadPool
 from concurrent.futures.thread import ThreadPoolExecutor as _Original
 from itertools import islice
 from typing import cast
 
 from .. import _pool
-from ._executor import _MAX_WORKERS, _SLOTS, Ending, PoolExecutor, _until
+from ._executor import _MAX_WORKERS, _SLOTS, Ending, PoolExecutor, _call, _until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokenThreadPool", "ThreadPoolExecutor"]
 
+_THEIRS = vars(_module)  # now: where the doors are open the name will be another's
 _FAILED = "A thread initializer failed, the thread pool is not usable anymore"
 
 
@@ -32,7 +40,7 @@ def _refuse_broken(*_: Any, **__: Any) -> Any:
 
 def _begin(
     executor: weakref.ref[ThreadPoolExecutor],
-    known: list[str],
+    known: list[tuple[str, int, int]],
     prefix: str,
     numbers: Callable[[], int],
     initializer: Callable[..., object] | None,
@@ -42,7 +50,7 @@ def _begin(
     thread = threading.current_thread()
     thread.name = f"{prefix}_{numbers()}"
     thread._daemonic = False  # type: ignore[attr-defined]  # threads that tasks start inherit it
-    known.append(thread.name)
+    known.append((thread.name, threading.get_ident(), threading.get_native_id()))
     if initializer is None:
         return
     try:
@@ -67,6 +75,19 @@ class _Item:
         fn, args, kwargs = self._what
         self._what = None
         return fn(*args, **kwargs)
+
+
+class _Thread(Ending):
+    """A thread, as far as programs ask the items of ``executor._threads``."""
+
+    def __init__(self, pool: _pool.Pool, name: str, ident: int, native_id: int) -> None:
+        super().__init__(pool, name)
+        self.ident = ident
+        self.native_id = native_id
+
+    def __repr__(self) -> str:
+        how = "started" if self.is_alive() else "stopped"
+        return f"<Thread({self.name}, {how} {self.ident})>"
 
 
 class _Queue:
@@ -101,6 +122,11 @@ class ThreadPoolExecutor(PoolExecutor, _Original):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
+        cls = type(self)
+        if issubclass(cls, _AsOriginal) or not _is_theirs(cls._adjust_thread_count):
+            self._become_original()
+            _Original.__init__(self, max_workers, thread_name_prefix, initializer, initargs)
+            return
         if max_workers is None:
             max_workers = min(32, _pool.cpu_count() + 4)
         if max_workers <= 0:
@@ -111,9 +137,18 @@ class ThreadPoolExecutor(PoolExecutor, _Original):
         self._thread_name_prefix = thread_name_prefix or f"ThreadPoolExecutor-{self._number()}"
         self._initializer = cast("Any", initializer)
         self._initargs = initargs
-        self._known: list[str] = []  # names of the threads that have come up
-        self._shown: set[Ending] = set()
+        # Of the threads that have come up: name, ident, native id.
+        self._known: list[tuple[str, int, int]] = []
+        self._shown: set[_Thread] = set()
         self._set_up()
+
+    def _become_original(self) -> None:
+        """Before the first task: be one of the original's from now on."""
+        cls = type(self)
+        if not issubclass(cls, _AsOriginal):
+            for name in vars(_AsOriginal):
+                vars(self).pop(name, None)
+            self.__class__ = _as_original(cls)
 
     def _make_pool(self) -> _pool.Pool:
         return _pool.Pool(
@@ -141,6 +176,16 @@ class ThreadPoolExecutor(PoolExecutor, _Original):
 
         return send
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and end the threads when those submitted have ended.
+
+        wait: return only then.  cancel_futures: cancel calls that no thread has started.
+        """
+        if isinstance(self, _AsOriginal):
+            _Original.shutdown(self, wait, cancel_futures=cancel_futures)
+        else:
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
     def _initializer_failed(self) -> None:
         with self._lock:
             self._why_broken = _FAILED
@@ -158,18 +203,76 @@ class ThreadPoolExecutor(PoolExecutor, _Original):
         return self._down
 
     @property
-    def _threads(self) -> set[Ending]:  # type: ignore[override]
+    def _threads(self) -> set[_Thread]:  # type: ignore[override]
         pool = self._pool
         if pool is not None:
             # Those that are being started count: the original would have started them by now.
             _until(lambda: len(self._known) == pool.workers or self._why_broken is not None)
-            names = sorted(islice(self._known, self._used(pool)))
-            self._shown = {Ending(pool, name) for name in names}
+            self._shown = {_Thread(pool, *it) for it in islice(self._known, self._used(pool))}
         return self._shown
 
     @property
-    def _work_queue(self) -> _Queue:  # type: ignore[override]
+    def _work_queue(self) -> Any:
         return _Queue(self)
+
+    @_work_queue.setter
+    def _work_queue(self, queue: Any) -> None:
+        """What the original's threads are fed from; such a program means these."""
+        if self._pool is not None:
+            raise AttributeError("an executor that has begun keeps its queue")
+        self._become_original()
+        prefix: Any = self._thread_name_prefix
+        _Original.__init__(self, self._max_workers, prefix, self._initializer, self._initargs)
+        vars(self)["_work_queue"] = queue
+
+
+class _AsOriginal(ThreadPoolExecutor):
+    """An executor that is the original's, whatever is called of it, and by whom."""
+
+    __slots__ = ()
+
+    # The original's attributes are set in the object.
+    _broken: Any = False
+    _shutdown: Any = False
+    _threads: Any = None
+    _work_queue: Any = None
+    _initializer_failed = _Original._initializer_failed  # type: ignore[attr-defined]
+
+    # What PoolExecutor.submit() looks at, which somebody may have wrapped.
+    _pids = None
+    _born = None
+    _counting = False
+    _why_broken = None
+    _down = False
+    _look_at = 1 << 62
+    _sent: Any = deque(maxlen=1)
+
+    def _send(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        if fn is _call:
+            fn, *args = args  # type: ignore[assignment]
+        return _Original.submit(self, fn, *args, **kwargs)
+
+
+def _is_theirs(method: Any) -> bool:
+    """Whether a method is one that the original's module defines."""
+    return type(method) is types.FunctionType and method.__globals__ is _THEIRS
+
+
+def _as_original(cls: type[ThreadPoolExecutor]) -> Any:
+    """The class of an object of *cls*, whose methods come first, that is the original's."""
+    if cls is ThreadPoolExecutor:
+        return _AsOriginal
+    own = vars(cls).get("_own_original")
+    if own is None:
+        names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+        names["__slots__"] = ()
+        own = types.new_class(cls.__name__, (cls, _AsOriginal), exec_body=lambda n: n.update(names))
+        cls._own_original = own  # type: ignore[attr-defined]
+    return own
+
+
+# Who asks for it by name gets what the program wrote.
+_AsOriginal.__name__ = _AsOriginal.__qualname__ = ThreadPoolExecutor.__name__
 
 
 def __getattr__(name: str) -> Any:
