@@ -186,7 +186,7 @@ def _ended(number: int, kind: _Queues, box: Any) -> None:
 
 def _after_making(_: Any, one: Any, *__: Any) -> None:
     ours, door, name = _whose(type(one))
-    if not ours:
+    if not ours or getattr(one, "_is_original", False):
         _count(_left, name)
     elif name in ("Pool", "ThreadPool"):
         _opened(one._native, one)

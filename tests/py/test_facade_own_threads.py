@@ -10,10 +10,12 @@ import threading
 import time
 from concurrent.futures import Executor
 from concurrent.futures.thread import ThreadPoolExecutor as Original
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
-from doorslib import both, program, write  # noqa: F401
+from doorslib import both, program, run, write  # noqa: F401
 from trireme.futures import ThreadPoolExecutor
 
 # As ansible-core has it: the original's own function, with another module threading.
@@ -86,6 +88,12 @@ QUEUE = """
 """
 
 
+def test_the_report_says_whose_they_are(write: Any, tmp_path: Path) -> None:  # noqa: F811
+    write("program.py", QUEUE)
+    code, _, said = run("-m", "trireme", "--report", "program.py", cwd=tmp_path)
+    assert code == 0 and "left to the originals: ThreadPoolExecutor 1" in said
+
+
 def test_a_queue_of_the_programs_own_is_used(program: Any) -> None:  # noqa: F811
     program(QUEUE)
 
@@ -126,3 +134,75 @@ def test_its_threads_know_who_they_are() -> None:
         assert seen <= {(t.name, t.ident, t.native_id, t.daemon) for t in threads}
         assert len(threads) == 2 and all(thread.is_alive() for thread in threads)
     assert not any(thread.is_alive() for thread in threads)
+
+
+GREEN = """
+    import sys, threading, types
+
+    started = []
+    before = threading.Thread.start
+
+    def start(self):
+        started.append(type(self).__name__)
+        before(self)
+
+    def has_patched(name):
+        return name == sys.argv[3]
+
+    package, _, name = sys.argv[1].rpartition(".")
+    sys.modules[package] = types.ModuleType(package)
+    sys.modules[sys.argv[1]] = types.ModuleType(sys.argv[1])
+    setattr(sys.modules[sys.argv[1]], sys.argv[2], has_patched)
+    threading.Thread.start = start
+
+    from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+    from multiprocessing import dummy
+    from multiprocessing.pool import ThreadPool
+
+    class Own(ThreadPoolExecutor):
+        pass
+
+    if __name__ == "__main__":
+        for make in ThreadPoolExecutor, Own:
+            with make(2) as executor:
+                futures = [executor.submit(abs, -i) for i in range(3)]
+                print([len(done) for done in wait(futures)], len(list(as_completed(futures))))
+                print(list(executor.map(abs, range(3))), isinstance(executor, make))
+        for make in ThreadPool, dummy.Pool:
+            with make(1, print, ("begun",)) as pool:
+                print(pool.map(abs, range(-3, 0)), pool.apply(abs, (-1,)))
+        print(len(started) > 8, sorted(set(started)))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("gevent.monkey", "is_module_patched", "threading"),
+        ("eventlet.patcher", "is_monkey_patched", "thread"),
+    ],
+)
+def test_where_threads_are_green_they_are_pythons(
+    program: Any,  # noqa: F811
+    words: tuple[str, ...],
+) -> None:
+    assert "True ['DummyProcess', 'Thread']" in program(GREEN, *words)
+
+
+@pytest.mark.skipif(not find_spec("gevent"), reason="gevent is not installed")
+def test_other_greenlets_run_while_one_waits(program: Any) -> None:  # noqa: F811
+    source = """
+        from gevent import monkey
+
+        monkey.patch_all()
+        import gevent, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from multiprocessing.pool import ThreadPool
+
+        for make in ThreadPoolExecutor, ThreadPool:
+            event = threading.Event()
+            gevent.spawn_later(0.1, event.set)
+            with make(1) as pool:
+                print(list(pool.map(event.wait, [60])))
+    """
+    assert program(source) == "[True]\n[True]\n"

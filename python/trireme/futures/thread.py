@@ -3,7 +3,8 @@
 
 Programs that want threads of their own override ``_adjust_thread_count()``, to have daemons, or put
 another queue in the place of ``_work_queue``.  An executor of theirs is the original's through and
-through: it becomes an instance of :class:`_AsOriginal`, which is a subclass of both.
+through: it becomes an instance of :class:`_AsOriginal`, which is a subclass of both.  So does each
+where threads are greenlets.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from itertools import islice
 from typing import cast
 
 from .. import _pool
+from .._green import threads_are_green
 from ._executor import _MAX_WORKERS, _SLOTS, Ending, PoolExecutor, _call, _until
 
 TYPE_CHECKING = False
@@ -123,7 +125,11 @@ class ThreadPoolExecutor(PoolExecutor, _Original):
         initargs: tuple[Any, ...] = (),
     ) -> None:
         cls = type(self)
-        if issubclass(cls, _AsOriginal) or not _is_theirs(cls._adjust_thread_count):
+        if (
+            issubclass(cls, _AsOriginal)
+            or not _is_theirs(cls._adjust_thread_count)
+            or threads_are_green()
+        ):
             self._become_original()
             _Original.__init__(self, max_workers, thread_name_prefix, initializer, initargs)
             return
@@ -230,6 +236,7 @@ class _AsOriginal(ThreadPoolExecutor):
     """An executor that is the original's, whatever is called of it, and by whom."""
 
     __slots__ = ()
+    _is_original = True  # for the report
 
     # The original's attributes are set in the object.
     _broken: Any = False

@@ -26,6 +26,7 @@ from functools import partial
 
 from .. import _pickling
 from .. import _pool as _native
+from .._green import threads_are_green
 from .._options import _task_options
 from . import _born, _results, _ways, _worker
 from ._lend import Lender, describe
@@ -488,7 +489,15 @@ class Pool:
 
 
 class ThreadPool(Pool):
-    """A pool of threads with the methods of :class:`Pool`."""
+    """A pool of threads with the methods of :class:`Pool`; where these are green, the original."""
+
+    def __new__(cls, *args: Any, **kwds: Any) -> Any:
+        """An object of the class; see above."""
+        if cls is ThreadPool and threads_are_green():
+            # Not by its attribute: where the doors are open that is this class.
+            original = vars(importlib.import_module("multiprocessing.pool"))["ThreadPool"]
+            return original(*args, **kwds)
+        return super().__new__(cls)
 
     def __init__(
         self,
