@@ -79,7 +79,7 @@ def let_go(pool: Pool) -> None:
 def end_quietly(pool: Pool) -> None:
     """End *pool* at once, and tell nobody: this, too, may be in the middle of anything."""
     pool._refuse()
-    pool._end(True, 2.0, False)
+    pool._end(True, 2.0, False, False)
     pool._joined = True
 
 

@@ -681,7 +681,7 @@ def _at_exit() -> None:
             continue
         try:
             # Nobody is left to be told, and telling imports modules, at which an interpreter that
-            # ends by Ctrl-C forgets that it does.
+            # ends by Ctrl-C forgets that it does.  What tasks have printed is shown, though.
             pool._refuse()
             _stop_serving(pool, 2.0)
             pool._stopping = True  # for whom a pool that is being dropped has yet to start

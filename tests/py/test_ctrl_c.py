@@ -25,7 +25,7 @@ def source():
     yield from iter(int, 1)
     while True: yield 1
 pool = tri.Pool(2, kind=way) if way == "thread" else tri.Pool(2, start=way)
-pool.map(abs, range(10))
+pool.map(nap, [0])  # the first call imports what it needs
 """
 
 CALLS = {
@@ -47,7 +47,7 @@ with pool: f = pool.submit(nap, 1); print('ready', flush=True); cf.wait([f])""",
 fs = [pool.submit(nap, 1) for _ in range(9)]; print('ready', flush=True); cf.wait(fs)""",
     "without a block": "print('ready', flush=True); pool.map(nap, [1] * 50)",
     "join": "fs = [pool.submit(nap, 1)]; pool.close(); print('ready', flush=True); pool.join()",
-    "default pool": "tri.map(abs, [1]); print('ready', flush=True); tri.map(nap, [1] * 50)",
+    "default pool": "tri.map(nap, [0]); print('ready', flush=True); tri.map(nap, [1] * 50)",
     "progress": """import tqdm.auto; tqdm.auto.tqdm.get_lock()  # imports more when first asked for
 with pool: print('ready', flush=True); pool.map(nap, [1] * 9, progress=True)""",
 }
@@ -56,7 +56,7 @@ with pool: print('ready', flush=True); pool.map(nap, [1] * 9, progress=True)""",
 def interrupt(script: Any) -> tuple[int, str, float]:
     assert script.line() == "ready"
     # The call has begun: what was printed is out, and what follows takes half a minute.
-    time.sleep(0.15)
+    time.sleep(0.3)
     start = time.monotonic()
     script.interrupt()
     code, _, err = script.end(25)
@@ -80,9 +80,16 @@ def test_one_interrupt_one_traceback_nothing_left(start_script: Any, call: str, 
             time.sleep(0.01)
 
 
+# Each has made a call before: the first one imports what it needs.
 FACADES = {
-    "Pool.map": "with mp.Pool(2) as p: print('ready', flush=True); p.map(nap, [1] * 9)",
-    "Pool.apply": "with mp.Pool(2) as p: print('ready', flush=True); p.apply(nap, [1])",
+    "Pool.map": """with mp.Pool(2) as p:
+    p.map(nap, [0])
+    print('ready', flush=True)
+    p.map(nap, [1] * 9)""",
+    "Pool.apply": """with mp.Pool(2) as p:
+    p.apply(nap, [0])
+    print('ready', flush=True)
+    p.apply(nap, [1])""",
     "AsyncResult.get": """with mp.Pool(2) as p:
     r = p.map_async(nap, [1] * 9)
     print('ready', flush=True)
@@ -95,7 +102,7 @@ FACADES = {
     try:
         f.result()
     finally:
-        p.kill_workers() if sys.version_info >= (3, 14) else p.terminate_workers()""",
+        p.terminate_workers()""",
 }
 
 

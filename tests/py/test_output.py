@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -374,3 +375,38 @@ def test_numbers_of_the_streams_agree() -> None:
         _worker.STDERR,
         _worker.LOG,
     )
+
+
+AT_EXIT = """
+import logging, sys, time
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+door = sys.argv[1]
+def task(x):
+    print("task", x)
+    logging.warning("log of %d", x)
+    return x
+if door == "native":
+    import trireme
+    pool = trireme.Pool(2)
+    futures = [pool.submit(task, x) for x in range(3)]
+elif door == "default":
+    import trireme
+    futures = [trireme.submit(task, x) for x in range(3)]
+else:
+    import trireme.multiprocessing
+    pool = trireme.multiprocessing.Pool(2)
+    futures = [pool.apply_async(task, (x,)) for x in range(3)]
+time.sleep(1)  # nobody looks
+"""
+
+
+@pytest.mark.parametrize("door", ["native", "default", "Pool"])
+def test_what_is_left_at_exit_is_shown(tmp_path: Path, door: str) -> None:
+    script = tmp_path / "left.py"
+    script.write_text(AT_EXIT)
+    done = subprocess.run(
+        [sys.executable, str(script), door], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    said = {f"{what} {x}" for what in ("task", "log of") for x in range(3)}
+    assert set(done.stdout.splitlines()) == said

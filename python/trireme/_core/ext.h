@@ -154,6 +154,7 @@ int options_fit(const PoolObject *pool, const struct options *opt);
 
 /* Take results, show output, tell watchers.  Number of results, or -1 with an exception. */
 int pool_pump(PoolObject *pool);
+int pool_show_output(PoolObject *pool); /* what workers printed and logged: 0, or -1 raised */
 /* The rest of a pump, after taking: output, watchers.  0 or -1 with an exception. */
 int pool_after(PoolObject *pool);
 /* Wait for news without the GIL.  timeout_ns < 0: for ever.  0; 1: timed out; -1: an exception

@@ -169,16 +169,17 @@ static PyObject *pool_submit_method(PyObject *obj, PyObject *const *args, Py_ssi
 
 /* ------------------------------------------------------------------ ending */
 
-/* _end(kill, timeout, tell=True) -> bool: have the workers ended?  tell: futures end with it. */
+/* _end(kill, timeout, tell=True, show=True) -> bool: have the workers ended?  tell: futures end with
+ * it.  show: what tasks have printed arrives. */
 static PyObject *pool_end(PyObject *obj, PyObject *args)
 {
     PoolObject *self = (PoolObject *)obj;
     struct core *core = self->core;
     PyObject *kind = NULL, *exc = NULL, *tb = NULL;
-    int kill, err, pumped, tell_them = 1;
+    int kill, err, pumped, tell_them = 1, show = 1;
     double timeout;
 
-    if (!PyArg_ParseTuple(args, "pd|p", &kill, &timeout, &tell_them))
+    if (!PyArg_ParseTuple(args, "pd|pp", &kill, &timeout, &tell_them, &show))
         return NULL;
     if (!core || core->ended || tri_pool_is_fork(core->p))
         Py_RETURN_TRUE;
@@ -188,7 +189,7 @@ static PyObject *pool_end(PyObject *obj, PyObject *args)
     Py_END_ALLOW_THREADS if (err == 0) core->ended = true;
     /* Everything is over: every future is to be so when the call returns. */
     do {
-        pumped = tell_them ? pool_pump(self) : 0;
+        pumped = tell_them ? pool_pump(self) : show && core->ended ? pool_show_output(self) : 0;
         if (pumped < 0 && !kind) /* Ctrl-C in a callback: when all are over */
             PyErr_Fetch(&kind, &exc, &tb);
         else if (pumped < 0)

@@ -11,7 +11,7 @@
 
 #define OUTPUT_MAX (64u << 10)
 
-static int show_output(PoolObject *pool)
+int pool_show_output(PoolObject *pool)
 {
     struct tri_pool *p = pool->core->p;
     uint64_t sent = 0;
@@ -85,7 +85,7 @@ static int tell(PoolObject *pool)
 
 int pool_after(PoolObject *pool)
 {
-    if (show_output(pool) < 0)
+    if (pool_show_output(pool) < 0)
         return -1;
     return pool->told ? tell(pool) : 0;
 }
