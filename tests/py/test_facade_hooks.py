@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import trireme
-from doorslib import both, program, write  # noqa: F401
+from doorslib import both, program, run, write  # noqa: F401
 from facadelib import METHODS, STARTS
 from tasklib import square
 from trireme import futures
@@ -239,6 +239,38 @@ def test_an_idle_worker_ends_by_itself_when_its_pool_is_terminated(
         assert pool.map(square, range(4)) == [0, 1, 4, 9]
         assert len(pool._pool) == 2
     assert notes.read_text().split() == ["None", "None"]
+
+
+LEFT = """
+    from trireme.multiprocessing import get_context, pool
+    from trireme.futures import ProcessPoolExecutor
+
+    context = get_context("fork")
+
+    class P(context.Process):
+        def run(self):
+            super().run()
+            print("run() ends", flush=True)
+
+    class Context(type(context)):
+        Process = P
+
+    if __name__ == "__main__":
+        executor = ProcessPoolExecutor(1, Context())
+        print(executor.submit(abs, -1).result())
+        del executor
+        left = pool.Pool(2, context=Context())
+        print(left.map(abs, [-1, -2], 1), len(left._pool))
+"""
+
+
+def test_workers_of_what_is_dropped_or_left_open_end_by_themselves(
+    write: Any,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    write("program.py", LEFT)
+    code, out, err = run("program.py", cwd=tmp_path)
+    assert (code, out.count("run() ends")) == (0, 3), err
 
 
 def crash() -> None:

@@ -81,7 +81,8 @@ def _abandon(pools: list[_pool.Pool]) -> None:
     for pool in pools:
         if pool._is_fork or pool._joined:
             continue
-        if pool.kind == "process" and not pool._pending():
+        hooked = getattr(pool, "_has_hooks", False)
+        if pool.kind == "process" and not hooked and not pool._pending():
             _attend.end_quietly(pool)
         else:
             _finish_at_last(pool)

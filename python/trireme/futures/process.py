@@ -113,6 +113,7 @@ def _has_lost(pool: _pool.Pool) -> bool:
 
 class _Pool(_pool.Pool):
     _inherits = True
+    _has_hooks = False  # whether the program has something to do around a worker's life
 
 
 class _FragilePool(_Pool):
@@ -387,6 +388,7 @@ class ProcessPoolExecutor(_Executor):
             raise
         weakref.finalize(pool, os.close, register).atexit = False
         pool._unsent = _unsent
+        vars(pool)["_has_hooks"] = _worker.has_hooks(models[0])
         if self._on_crash == "break":
             self._pids = pool._pids
             pool._unreadable = partial(_unreadable, weakref.ref(self), weakref.ref(pool))

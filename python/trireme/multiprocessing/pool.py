@@ -13,6 +13,7 @@ size below one.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import itertools
 import operator
@@ -60,6 +61,14 @@ _SHORT = 64  # a chunk of a range of up to so many numbers goes as these
 _OPTIONS = frozenset(("timeout", "retries", "priority"))  # of trireme.Pool.submit()
 
 _setups = itertools.count(1)
+_hooked: weakref.WeakSet[Pool] = weakref.WeakSet()  # pools whose workers have something to do last
+
+
+def _leave_hooked() -> None:
+    """At exit, before pools are ended: the workers of idle ones leave by themselves."""
+    for pool in list(_hooked):
+        if pool._is_idle_with_hooks():
+            pool.terminate()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -207,6 +216,10 @@ class Pool:
             model.daemon = True
             models.append(model)
         self._has_hooks = _worker.has_hooks(models[0])
+        if self._has_hooks:
+            if not _hooked:
+                atexit.register(_leave_hooked)
+            _hooked.add(self)
         info = describe(models, method, lender.register)
         info["prefix"] = info["prefix"].replace("Process", "PoolWorker")
         self._prefix = info["prefix"]
@@ -405,14 +418,18 @@ class Pool:
         _debug("terminating pool")
         self._state = TERMINATE
         native = self._native
-        # What the program has at the end of a worker's life; the original's leave, too, if idle.
-        if self._has_hooks and not (native._is_fork or native._joined or native._pending()):
+        if self._is_idle_with_hooks():
+            # What the program has at the end of a worker's life; the original's leave, too.
             native.close()
             if native._end(False, 2.0):
                 native._finish()
         native.terminate()
         self._teller.end(False)
         self._clear()
+
+    def _is_idle_with_hooks(self) -> bool:
+        native = self._native
+        return self._has_hooks and not (native._is_fork or native._joined or native._pending())
 
     def join(self) -> None:
         """Wait until the tasks have ended and the workers have left."""
