@@ -109,8 +109,10 @@ class CallResult(AsyncResult["R"]):
         """Block until it has ended, at most *timeout* seconds."""
         try:
             self._future.exception(timeout)
-        except TimeoutError:
-            pass
+        except TimeoutError as exc:
+            # The C part's leaves no frame behind this one; what a signal's handler raised does.
+            if exc.__traceback__ is None or exc.__traceback__.tb_next is not None:
+                raise
 
     def ready(self) -> bool:
         """Has it ended?"""

@@ -36,7 +36,7 @@ static PyObject *job_get(PyObject *obj, PyObject *timeout)
         return NULL;
     }
     if (err < 0) {
-        if (j->error)
+        if (j->error && !PyErr_Occurred())
             PyErr_SetObject((PyObject *)Py_TYPE(j->error), j->error);
         if (j->mode == J_MAP) {
             /* What still runs holds the job, and a traceback the frames of those who called. */
@@ -60,11 +60,7 @@ static PyObject *job_wait(PyObject *obj, PyObject *timeout)
     if (seconds_to_ns(timeout, "timeout", &ns) < 0)
         return NULL;
     err = run_map(j, ns);
-    if (err < 0 && j->error && (PyErr_GivenExceptionMatches(j->error, PyExc_KeyboardInterrupt))) {
-        PyErr_SetObject((PyObject *)Py_TYPE(j->error), j->error);
-        return NULL;
-    }
-    return PyBool_FromLong(err != 1);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(err != 1);
 }
 
 /* _watch(callable): call it when the job has ended, even if nobody waits. */
@@ -94,21 +90,33 @@ static PyObject *job_watch(PyObject *obj, PyObject *fn)
 static PyObject *job_tell(PyObject *obj, PyObject *none)
 {
     JobObject *j = (JobObject *)obj;
-    PyObject *fn, *r;
+    PyObject *fn, *r, *interrupt = NULL;
+    int got = 0;
 
     (void)none;
-    if (!j->error && collect(j) < 0) {
+    while (!j->error && (got = collect(j)) == INTERRUPTED)
+        fetch_error(&interrupt); /* for who waits, once the job's have been told */
+    if (got == -1) {
         fetch_error(&j->error);
         job_forget(j);
     }
-    if (!j->watched || (!j->error && j->done_items < j->n))
-        Py_RETURN_NONE;
-    j->watched = false;
-    j->pool->watched--;
-    fn = j->on_done;
-    j->on_done = NULL;
-    r = fn ? PyObject_CallNoArgs(fn) : Py_NewRef(Py_None);
-    Py_XDECREF(fn);
+    r = Py_NewRef(Py_None);
+    if (j->watched && (j->error || j->done_items >= j->n)) {
+        j->watched = false;
+        j->pool->watched--;
+        fn = j->on_done;
+        j->on_done = NULL;
+        if (fn)
+            Py_SETREF(r, PyObject_CallNoArgs(fn));
+        Py_XDECREF(fn);
+    }
+    if (interrupt) {
+        if (!r)
+            PyErr_WriteUnraisable(obj);
+        Py_CLEAR(r);
+        PyErr_SetObject((PyObject *)Py_TYPE(interrupt), interrupt);
+        Py_DECREF(interrupt);
+    }
     return r;
 }
 
@@ -150,7 +158,7 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
     PyObject *retries = NULL, *priority = NULL, *finished = Py_None;
     struct options opt = {0, 0, 0};
     Py_ssize_t n, chunk = 0;
-    int mode, star = 0, caller = 0;
+    int mode, star = 0, caller = 0, sent;
     JobObject *j;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOni|pnOOOOpO", names, &fn, &items, &n, &mode,
@@ -214,10 +222,11 @@ PyObject *job_make(PyObject *obj, PyObject *args, PyObject *kwargs)
         j->open = true;
         pool->iterators++;
     }
-    if (mode != J_MAP && send_some(j) < 0) {
+    sent = mode == J_MAP ? 0 : send_some(j);
+    if (sent < 0) {
         /* In the background, items that cannot be sent fail the job, not the call. */
-        if (mode != J_ASYNC || pool->core->p->refusing || pool->core->p->broken ||
-            !PyErr_ExceptionMatches(PyExc_Exception)) {
+        if (mode != J_ASYNC || sent == CANNOT_SEND || pool->core->p->refusing ||
+            pool->core->p->broken || !PyErr_ExceptionMatches(PyExc_Exception)) {
             job_forget(j);
             goto fail;
         }

@@ -96,9 +96,12 @@ struct chunk *pop_ready(JobObject *j);
 Py_ssize_t next_size(const JobObject *j);
 /* An iterator has sent all: the pool may refuse tasks if it was closed meanwhile. */
 void job_all_sent(JobObject *j);
+/* send_some(): an exception that is not the items': of a signal, or no task is to be had. */
+#define CANNOT_SEND (-2)
 /*
- * Keep the window full.  0; -1 with an exception; 1: the input of an iterator took a while, and
- * there is room for more of it.  It is the user's and may wait, so look for results first.
+ * Keep the window full.  0; -1 or CANNOT_SEND with an exception; 1: the input of an iterator took a
+ * while, and there is room for more of it.  It is the user's and may wait, so look for results
+ * first.
  */
 int send_some(JobObject *j);
 /* Have the next pump look whether this job is over. */
@@ -110,9 +113,16 @@ void fetch_error(PyObject **into);
 
 /* ------------------------------------------------------------------ job_map.c */
 
-/* Move what has ended into the result list.  How many chunks, or -1 with an exception. */
+/* collect(): there is an exception, which who waits is to have. */
+#define INTERRUPTED (-2)
+
+/* Move what has ended into the result list.  How many chunks, INTERRUPTED, or -1 with what the job
+ * fails by. */
 int collect(JobObject *j);
-/* Run a map to its end: 0, 1 timed out, -1 exception.  Whatever ends it stops it. */
+/*
+ * Run a map to its end: 0, 1 timed out, -1: it has failed, and j->error says by what.  Or there is
+ * an exception, which has ended the wait for a map in the background and not the map.
+ */
 int run_map(JobObject *j, int64_t timeout_ns);
 
 /* ------------------------------------------------------------------ job_iter.c */

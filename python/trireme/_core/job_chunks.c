@@ -283,7 +283,7 @@ void job_all_sent(JobObject *j)
         tri_pool_refuse(pool->core->p);
 }
 
-/* Send one chunk.  1: sent; 0: nothing to send; -1: exception */
+/* Send one chunk.  1: sent; 0: nothing to send; -1, CANNOT_SEND: exception */
 static int send_chunk(JobObject *j)
 {
     struct tri_pool *p = j->pool->core->p;
@@ -315,7 +315,7 @@ static int send_chunk(JobObject *j)
     c->job = j;
     if (pool_slot(j->pool, &slot) < 0) {
         chunk_free(c);
-        return -1;
+        return CANNOT_SEND;
     }
     c->slot = slot;
     while ((err = fill_slot(j, c, &p->view.slot[slot])) == NO_ROOM && !j->iter && c->n > 1) {
@@ -340,7 +340,7 @@ static int send_chunk(JobObject *j)
         tri_task_drop(p, slot);
         chunk_free(c);
         raise_code(j->pool->st, p, err);
-        return -1;
+        return CANNOT_SEND;
     }
     link_chunk(j, c);
     j->last_size = size;

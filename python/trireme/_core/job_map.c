@@ -6,6 +6,11 @@
  * index, and sleeps only when there is nothing to take.  A caller who works too computes items
  * that were not sent, a chunk of them between two looks.  A map in the background is run by the
  * same loop when somebody waits for it, and by pumps otherwise (job.c: job_tell).
+ *
+ * What is raised while somebody waits (by the handler of a signal, by a callback of some other
+ * task's) ends a blocking map, whose results nobody else has.  A map in the background goes on: it
+ * is only the wait that ends by it.  What its tasks, its results and its progress callable raise
+ * is the error of either.
  */
 #include "base/clock.h"
 #include "job.h"
@@ -13,17 +18,41 @@
 #define PROBE_NS 20000 /* how long a tiny map waits for a chunk's way there and back */
 #define BEHIND 4       /* chunks found ended at one look: the owner does not keep up */
 
+/*
+ * Ctrl-C in code of the user's that collecting runs, which is for who waits.  The progress callable
+ * has been told; a result that was being unpickled is lost, and fails the job.
+ */
+static int ctrl_c_in_collect(JobObject *j, bool lost)
+{
+    PyObject *exc = NULL;
+
+    if (!lost)
+        return INTERRUPTED;
+    fetch_error(&exc);
+    if (!j->error)
+        j->error = Py_NewRef(exc);
+    job_forget(j);
+    PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+    Py_DECREF(exc);
+    return INTERRUPTED;
+}
+
 int collect(JobObject *j)
 {
     struct chunk *c;
     int n = 0, err = 0;
+    bool lost, tasks;
 
     while ((c = pop_ready(j)) != NULL) {
         unlink_chunk(j, c);
         err = chunk_read(j, c, ((PyListObject *)j->results)->ob_item + c->first);
-        if (!err)
+        lost = err != 0;
+        if (!lost)
             err = report(j, c->n);
+        tasks = c->done.status || c->done.code == R_EXCEPTION;
         chunk_free(c);
+        if (err && j->mode == J_ASYNC && !tasks && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+            return ctrl_c_in_collect(j, lost);
         if (err)
             return -1;
         n++;
@@ -109,7 +138,7 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
     while (!j->error && j->done_items < j->n) {
         int64_t probe = 0;
         uint32_t key;
-        int moved;
+        int moved, got;
 
         if (pool_check(j->pool) < 0)
             goto failed;
@@ -117,16 +146,16 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         if (send_some(j) < 0)
             goto failed;
         moved = pool_pump(j->pool);
+        if (moved < 0)
+            goto interrupted;
         if (moved >= BEHIND)
             start_helping(j);
-        if (moved >= 0) {
-            int got = collect(j);
-
-            moved = got < 0 ? -1 : moved + got;
-        }
-        if (moved < 0)
+        got = collect(j);
+        if (got == INTERRUPTED)
+            goto interrupted;
+        if (got < 0)
             goto failed;
-        if (moved) {
+        if (moved + got) {
             until_wide = 0;
             continue;
         }
@@ -157,7 +186,7 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         moved = pool_wait(j->pool, key, j->head && !j->head->ended ? j->head->slot : TRI_ANY_SLOT,
                           j->head ? j->head->ticket : 0, probe ? probe : left);
         if (moved < 0)
-            goto failed;
+            goto interrupted;
         if (moved == 1 && !j->ready) {
             if (!probe)
                 return 1;
@@ -165,6 +194,9 @@ static int run_map_steps(JobObject *j, int64_t timeout_ns)
         }
     }
     return j->error ? -1 : 0;
+interrupted:
+    if (j->mode == J_ASYNC)
+        return -1;
 failed:
     fetch_error(&j->error);
     job_forget(j);
