@@ -169,8 +169,8 @@ static PyObject *pool_submit_method(PyObject *obj, PyObject *const *args, Py_ssi
 
 /* ------------------------------------------------------------------ ending */
 
-/* _end(kill, timeout, tell=True, show=True) -> bool: have the workers ended?  tell: futures end with
- * it.  show: what tasks have printed arrives. */
+/* _end(kill, timeout, tell=True, show=True) -> bool: have the workers ended?  tell: futures end
+ * with it.  show: what tasks have printed arrives. */
 static PyObject *pool_end(PyObject *obj, PyObject *args)
 {
     PoolObject *self = (PoolObject *)obj;
