@@ -378,12 +378,13 @@ def test_numbers_of_the_streams_agree() -> None:
 
 
 AT_EXIT = """
-import logging, sys, time
+import logging, os, sys, time
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 door = sys.argv[1]
 def task(x):
     print("task", x)
     logging.warning("log of %d", x)
+    open(f"{sys.argv[2]}/ended{x}", "w").close()
     return x
 if door == "native":
     import trireme
@@ -396,7 +397,9 @@ else:
     import trireme.multiprocessing
     pool = trireme.multiprocessing.Pool(2)
     futures = [pool.apply_async(task, (x,)) for x in range(3)]
-time.sleep(1)  # nobody looks
+while not all(os.path.exists(f"{sys.argv[2]}/ended{x}") for x in range(3)):
+    time.sleep(0.01)
+time.sleep(0.5)  # nobody looks
 """
 
 
@@ -405,7 +408,10 @@ def test_what_is_left_at_exit_is_shown(tmp_path: Path, door: str) -> None:
     script = tmp_path / "left.py"
     script.write_text(AT_EXIT)
     done = subprocess.run(
-        [sys.executable, str(script), door], capture_output=True, text=True, timeout=60
+        [sys.executable, str(script), door, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
     said = {f"{what} {x}" for what in ("task", "log of") for x in range(3)}
