@@ -319,6 +319,12 @@ int tri_pool_end(struct tri_pool *p, bool kill, int64_t timeout_ns)
     }
     if (p->ended || kill)
         tri_repair_broken(p, TRI_ECLOSED);
+    if (p->ended && !p->trimmed) {
+        /* Nothing more is sent.  Workers' heaps are retired and go by themselves. */
+        p->trimmed = true;
+        tri_heap_collect(&p->heap);
+        tri_heap_trim(&p->heap);
+    }
     pthread_mutex_unlock(&p->lock);
     tri_wait_nudge(p);
     return err;

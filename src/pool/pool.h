@@ -305,7 +305,7 @@ struct tri_pool {
     uint32_t nspill, spill_cap;
     _Atomic uint32_t deaths_seen; /* as nlost */
     int64_t looked_ns;            /* when the socket was last looked at without being told to */
-    bool broken, refusing, closing, ended, warden_gone;
+    bool broken, refusing, closing, ended, trimmed, warden_gone;
     bool killing;                  /* the workers were told to die at once */
     int broken_err;                /* TRI_EBROKEN: the warden died; else what BROKEN said */
     struct tri_loss broken_loss;   /* the last death before that */

@@ -13,7 +13,9 @@
 #include "shm/huge.h"
 #include "trireme.h"
 
-#define IDLE_MIN (64ull << 20)
+#define IDLE_MIN (64ull << 20) /* a participant's free blocks keep that much in any case */
+#define IDLE_ALL (3ull << 29)  /* and those of all together that much, where each has more */
+#define PUNCH_ALONE 65536      /* a free block that gives its pages back by itself */
 
 static uint32_t class_of(uint64_t bytes)
 {
@@ -128,7 +130,7 @@ void tri_heap_join(struct tri_heap *h, uint64_t bytes)
 
     for (uint32_t c = 0; c < TRI_CLASSES; c++)
         h->free[c].n = 0;
-    h->idle = 0;
+    h->idle = h->cold = 0; /* which parts of what comes of it have pages is not known any more */
     while (at < h->top) {
         uint8_t *k = &h->kind[at / TRI_GRANULE];
         bool live = *k >= 128;
@@ -152,6 +154,8 @@ static bool take(struct tri_heap *h, uint32_t c, uint64_t bytes, uint64_t *off)
     if (h->free[c].n) {
         *off = h->free[c].off[--h->free[c].n];
         h->idle -= size;
+        if (h->cold > h->idle)
+            h->cold = h->idle;
         return true;
     }
     /* A large block begins where a large page may. */
@@ -205,15 +209,38 @@ static bool live_at(const struct tri_heap *h, uint64_t off, uint64_t *rel)
  * to read them costs every start of a worker 70 us. */
 static bool idles_too_much(struct tri_heap *h)
 {
-    uint64_t headroom;
+    uint64_t warm = h->idle - h->cold, all;
 
-    if (h->idle <= IDLE_MIN)
-        return false;
     if (!h->idle_max) {
-        headroom = tri_memory_headroom();
-        h->idle_max = headroom / 8 < IDLE_MIN ? IDLE_MIN : headroom / 8;
+        if (warm <= IDLE_MIN)
+            return false;
+        all = tri_memory_headroom() / 8;
+        if (all > IDLE_ALL)
+            all = IDLE_ALL;
+        h->idle_max = all / (h->view->nworkers + 1);
+        if (h->idle_max < IDLE_MIN)
+            h->idle_max = IDLE_MIN;
     }
-    return h->idle > h->idle_max;
+    return warm > h->idle_max;
+}
+
+void tri_heap_trim(struct tri_heap *h)
+{
+    uint64_t at = 0, from = 0; /* [from, at) is free */
+
+    while (at < h->top) {
+        uint8_t k = h->kind[at / TRI_GRANULE];
+        bool live = k >= 128;
+
+        if (live && at > from)
+            tri_segment_punch(h->seg, h->base + from, at - from);
+        at += class_bytes(live ? k - 128u : k - 1u);
+        if (live)
+            from = at;
+    }
+    if (at > from)
+        tri_segment_punch(h->seg, h->base + from, at - from);
+    h->cold = h->idle;
 }
 
 int tri_heap_free(struct tri_heap *h, uint64_t off)
@@ -227,8 +254,16 @@ int tri_heap_free(struct tri_heap *h, uint64_t off)
     size = class_bytes(c);
     h->live -= size;
     make_free(h, rel, c);
-    if (size >= 65536 && idles_too_much(h))
-        tri_segment_punch(h->seg, h->base + rel, size);
+    if (!idles_too_much(h))
+        return 0;
+    if (size < PUNCH_ALONE) {
+        tri_heap_trim(h);
+        return 0;
+    }
+    tri_segment_punch(h->seg, h->base + rel, size);
+    h->cold += size;
+    if (h->cold > h->idle)
+        h->cold = h->idle; /* it is out of use */
     return 0;
 }
 

@@ -23,6 +23,13 @@
  * A block freed by another process goes on the heap line's stack `freed` and comes home when its
  * participant next allocates, or goes idle.
  *
+ * Free blocks keep their pages up to a limit, the participant's share of an eighth of the machine's
+ * memory or of 1.5 GiB: an idle pool must not hold what its largest burst took.  Beyond it a large
+ * block gives its pages back as it is freed, and small ones, which share pages, all do together
+ * (tri_heap_trim).  Lists being last in, first out, blocks without pages are the last to be taken:
+ *
+ *     cold = min(cold, free)          bytes of free blocks that have no pages, about
+ *
  *     live + free + (bytes never handed out) = heap_bytes          checked by tri_heap_check()
  */
 #ifndef TRI_SHM_HEAP_H
@@ -49,7 +56,8 @@ struct tri_heap {
     uint64_t base, bytes, top; /* top: first offset in the heap never handed out */
     uint64_t granted;          /* top may grow to here before memory limits are read again */
     uint64_t live, peak, idle; /* bytes allocated now, most ever, in free lists */
-    uint64_t idle_max;         /* idle bytes beyond which pages are given back; 0: not known yet */
+    uint64_t cold;             /* of the idle ones: their pages were given back */
+    uint64_t idle_max;         /* idle bytes with pages, at most; 0: not known yet */
     uint8_t *kind;             /* per granule: 0 no block starts here, c + 1 free, 128 + c live */
     struct tri_stack free[TRI_CLASSES];
     /* asked about each block that others freed, whoever collects it: false, it is not to be freed
@@ -75,6 +83,8 @@ uint64_t tri_heap_block_bytes(const struct tri_heap *h, uint64_t off);
  * before it gives up.
  */
 void tri_heap_join(struct tri_heap *h, uint64_t bytes);
+/* Give back the pages of all free blocks.  Takes time in proportion to the blocks there are. */
+void tri_heap_trim(struct tri_heap *h);
 int tri_heap_check(const struct tri_heap *h);
 
 /*

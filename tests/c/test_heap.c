@@ -328,7 +328,7 @@ static void an_argument_block_of_a_dead_worker_is_freed_once(void)
 /* Pages of [at, at + bytes) that exist, in whichever process they were written. */
 static size_t resident(const uint8_t *at, size_t bytes)
 {
-    static unsigned char map[HEAP / 4096];
+    static unsigned char map[2 * HEAP / 4096 + 1];
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)at & ~(page - 1);
     size_t pages = ((uintptr_t)at + bytes - from + page - 1) / page, n = 0;
 
@@ -364,6 +364,95 @@ static void a_block_is_populated_once_and_again_when_it_was_given_back(void)
     tri_pool_free(p);
 }
 
+/* How many bytes of the heap have pages. */
+static uint64_t heap_resident(const struct tri_heap *h)
+{
+    uint64_t bytes = h->top & ~4095ull;
+
+    return bytes ? resident(h->view->base + h->base, bytes) * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+}
+
+static void free_blocks_of_any_size_keep_no_more_pages_than_the_limit(void)
+{
+    static const uint64_t sizes[] = {180, 3000, 40000, 400000, 3u << 20};
+
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        struct tri_pool *p = bare_pool(1, 64, 2 * HEAP);
+        struct tri_heap *h = &p->heap;
+        uint64_t bytes = sizes[s], n = HEAP / bytes, *off = calloc(n, sizeof *off);
+
+        CHECK(off);
+        h->idle_max = 4u << 20;
+        for (int round = 0; round < 3; round++) {
+            uint64_t kept = 0;
+
+            for (uint64_t i = 0; i < n; i++) {
+                off[i] = tri_heap_alloc(h, bytes);
+                CHECK(off[i]);
+                memset(p->view.base + off[i], (int)(i % 251) + 1, bytes);
+            }
+            for (uint64_t i = 0; i < n; i++) {
+                if (i % 16 == 3)
+                    continue;
+                CHECK(tri_heap_free(h, off[i]) == 0);
+                CHECK(h->idle - h->cold <= h->idle_max && h->cold <= h->idle);
+            }
+            CHECK(tri_heap_check(h) == 0);
+            if (bytes > 8192) /* of smaller ones too few have whole pages to themselves */
+                CHECK(heap_resident(h) <= h->idle_max + h->live + n * 8192);
+            for (uint64_t i = 3; i < n; i += 16) {
+                const uint8_t *data = p->view.base + off[i];
+
+                kept++;
+                for (uint64_t at = 0; at < bytes; at++)
+                    if (data[at] != i % 251 + 1)
+                        CHECK(!"a block in use lost what was in it");
+                CHECK(tri_heap_free(h, off[i]) == 0);
+            }
+            CHECK(kept && h->live == 0 && h->idle == h->top && tri_heap_check(h) == 0);
+            CHECK(heap_resident(h) <= h->idle_max + n * 8192 || bytes <= 8192);
+        }
+        tri_heap_trim(h);
+        CHECK(h->cold == h->idle && heap_resident(h) == 0);
+        free(off);
+        tri_pool_free(p);
+    }
+}
+
+static void what_was_freed_last_has_its_pages_still(void)
+{
+    struct tri_pool *p = bare_pool(1, 64, 2 * HEAP);
+    const uint64_t bytes = 1000000;
+    uint64_t off[20];
+
+    p->heap.idle_max = 40u << 20;
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 20; i++) {
+            off[i] = tri_heap_alloc(&p->heap, bytes);
+            CHECK(!round || resident(p->view.base + off[i], bytes) >= bytes / 4096);
+            memset(p->view.base + off[i], 1, bytes);
+        }
+        for (int i = 0; i < 20; i++)
+            CHECK(tri_heap_free(&p->heap, off[i]) == 0);
+        CHECK(p->heap.cold == 0);
+    }
+    tri_pool_free(p);
+}
+
+static void the_limit_is_shared_by_all_participants(void)
+{
+    const uint32_t workers[] = {1, 3, 200};
+
+    for (size_t i = 0; i < 3; i++) {
+        struct tri_pool *p = bare_pool(workers[i], 64, 256u << 20);
+        uint64_t off = tri_heap_alloc(&p->heap, 100u << 20);
+
+        CHECK(tri_heap_free(&p->heap, off) == 0 && p->heap.idle_max >= 64u << 20);
+        CHECK(p->heap.idle_max <= 64u << 20 || p->heap.idle_max <= (3u << 29) / (workers[i] + 1));
+        tri_pool_free(p);
+    }
+}
+
 int main(void)
 {
     RUN(blocks_hold_what_was_asked_for_and_do_not_overlap);
@@ -374,6 +463,9 @@ int main(void)
     RUN(a_full_heap_refuses_only_what_has_no_room);
     RUN(blocks_freed_by_other_threads_come_home);
     RUN(a_block_is_populated_once_and_again_when_it_was_given_back);
+    RUN(free_blocks_of_any_size_keep_no_more_pages_than_the_limit);
+    RUN(what_was_freed_last_has_its_pages_still);
+    RUN(the_limit_is_shared_by_all_participants);
     RUN(scribbled_links_lead_nowhere);
     RUN(an_argument_block_given_back_early_waits_for_its_task);
     RUN(an_argument_block_of_a_dead_worker_is_freed_once);

@@ -7,12 +7,13 @@ Single operations, repeated until a lost object shows, are in test_leaks.py.
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import tracemalloc
 from typing import Any
 
 import pytest
-from conftest import live_bytes, settle
+from conftest import live_bytes, open_pool, settle
 from tasklib import square
 
 
@@ -107,3 +108,43 @@ def test_worker_memory_is_flat_over_many_functions(fast: Any) -> None:
     before = largest()
     burn(1500)
     assert largest() - before < 6 << 20
+
+
+def memory_files() -> dict[str, int]:
+    """Bytes that the pools' memory takes of the machine's, by descriptor."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if "memfd:trireme" in os.readlink(f"/proc/self/fd/{name}"):
+                found[name] = os.fstat(int(name)).st_blocks * 512
+        except OSError:
+            pass  # the one that lists them
+    return found
+
+
+def same(x: bytes) -> bytes:
+    return x
+
+
+@pytest.mark.parametrize("end", ["terminate", "close"])
+def test_an_ended_pool_gives_back_what_nobody_holds(end: str) -> None:
+    others = set(memory_files())
+    with open_pool("forkserver") as pool:
+        files = set(memory_files()) - others
+        if not files:
+            pytest.skip("no memfd here")
+        for size in (100_000, 20_000):
+            futures = [pool.submit(same, bytes(size)) for _ in range(500)]
+            assert all(len(f.result(60)) == size for f in futures)
+        held = pool.submit(bytearray, 1_000_000).result(60)
+        held[:] = b"a" * len(held)
+        # Less than a participant may keep for the next burst.
+        assert sum(memory_files()[f] for f in files) > 20 << 20
+        del futures
+        if end == "close":
+            pool.close()
+            pool.join()
+        else:
+            pool.terminate()
+        assert sum(memory_files()[f] for f in files) < 6 << 20
+        assert held == b"a" * 1_000_000
