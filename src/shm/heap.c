@@ -14,7 +14,7 @@
 #include "trireme.h"
 
 #define IDLE_MIN (64ull << 20) /* a participant's free blocks keep that much in any case */
-#define IDLE_ALL (3ull << 29)  /* and those of all together that much, where each has more */
+#define IDLE_ALL (1ull << 30)  /* and those of all together that much, where each has more */
 #define PUNCH_ALONE 65536      /* a free block that gives its pages back by itself */
 
 static uint32_t class_of(uint64_t bytes)

@@ -24,7 +24,7 @@
  * participant next allocates, or goes idle.
  *
  * Free blocks keep their pages up to a limit, the participant's share of an eighth of the machine's
- * memory or of 1.5 GiB: an idle pool must not hold what its largest burst took.  Beyond it a large
+ * memory or of 1 GiB: an idle pool must not hold what its largest burst took.  Beyond it a large
  * block gives its pages back as it is freed, and small ones, which share pages, all do together
  * (tri_heap_trim).  Lists being last in, first out, blocks without pages are the last to be taken:
  *
