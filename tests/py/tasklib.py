@@ -14,6 +14,16 @@ def square(x: int) -> int:
     return x * x
 
 
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def fails_at_3(x: int) -> int:
+    if x == 3:
+        raise ValueError("three")
+    return x
+
+
 def nap(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
