@@ -3,13 +3,15 @@
  * fuzz_shm.c - an owner whose workers scribble over the shared memory.
  *
  * The pool has no workers: the input plays them.  It is a program of small steps, the owner's
- * (push, cancel, take, free, hear of a death, break) and the workers' (claim, publish soundly or
- * not, push blocks, write any word anywhere in the mapping).  Whatever they write, the owner must
- * neither crash nor read or write outside its memory nor loop for ever, its private accounts stay
- * exact, and a task is reported at most once.  In the end the pool is broken off, and then every
- * task that was pushed and not cancelled has been reported.
+ * (push, cancel, take, free, read output, hear of a death, break) and the workers' (claim, publish
+ * soundly or not, push blocks, print, write any word anywhere in the mapping).  Whatever they do,
+ * the owner must neither crash nor read or write outside its memory nor loop for ever, its private
+ * accounts stay exact, and a task is reported at most once.  In the end the pool is broken off, and
+ * then every task that was pushed and not cancelled has been reported.
  */
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/pages.h"
 #include "input.h"
@@ -32,6 +34,7 @@ static struct job jobs[JOBS];
 static int njobs;
 static uint64_t held[JOBS * 2]; /* result blocks not yet freed */
 static int nheld;
+static int socket_end;
 
 static void job_ended(struct tri_user *u, struct tri_pool *p, struct tri_done *d)
 {
@@ -55,6 +58,7 @@ static struct tri_pool *pool_new(void)
 {
     struct tri_pool *p = calloc(1, sizeof *p);
     struct tri_ctl plan;
+    int fd[2];
 
     memset(&plan, 0, sizeof plan);
     plan.nworkers = WORKERS;
@@ -65,7 +69,11 @@ static struct tri_pool *pool_new(void)
     require(p && tri_segment_make(&p->seg, plan.total_bytes, false) == 0);
     memcpy(p->seg.base, &plan, offsetof(struct tri_ctl, closing));
     require(tri_view_init(&p->view, p->seg.base, p->seg.bytes) == 0);
-    p->ctl_fd = p->output_fd = -1;
+    require(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fd) == 0);
+    p->ctl_fd = -1;
+    p->output_fd = fd[0];
+    socket_end = fd[1];
+    p->output_tail = &p->output_head;
     p->fork_stamp = tri_fork_count();
     pthread_mutex_init(&p->lock, NULL);
     p->cfg.kind = TRI_THREAD;
@@ -176,13 +184,41 @@ static void scribble(struct tri_pool *p, struct input *in)
         memcpy(p->view.base + at, &value, 8);
 }
 
+/* A worker's record in its backlog, sound or not; or the owner reads all there is. */
+static void print(struct tri_pool *p, struct input *in)
+{
+    uint8_t how = byte(in), buf[256];
+    struct tri_worker_line *line = &p->view.worker[how % WORKERS];
+    uint8_t *ring = p->view.base + tri_backlog_at(&p->view, how % WORKERS);
+    uint64_t put = tri_load_rlx(&line->backlog_put);
+    uint32_t head[4] = {how & 3, 1, 0, how & 4 ? byte(in) : (uint32_t)number(in)}, stream;
+    int32_t pid;
+    size_t n;
+
+    if (how & 8) {
+        for (int i = 0; tri_pool_output(p, &stream, &pid, buf, sizeof buf, &n); i++)
+            require(n <= sizeof buf && i < (1 << 18));
+        return;
+    }
+    if (how & 16)
+        put = number(in) % TRI_BACKLOG;
+    for (uint64_t i = 0; i < sizeof head; i++)
+        ring[(put + i) % TRI_BACKLOG] = ((uint8_t *)head)[i];
+    tri_store_rel(&line->backlog_put, put + (how & 32 ? number(in) : 16 + (head[3] + 7) / 8 * 8));
+}
+
 static void step(struct tri_pool *p, struct input *in)
 {
+    uint8_t what = byte(in);
     struct tri_msg died = {.type = TRI_M_DIED, .signal = 9};
     struct tri_done d;
     struct job *j;
 
-    switch (byte(in) % 12) {
+    if (what >= 248) {
+        print(p, in);
+        return;
+    }
+    switch (what % 12) {
     case 0:
     case 1:
     case 2:
@@ -250,5 +286,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         tri_pool_block_free(p, held[--nheld]);
     require(tri_heap_check(&p->heap) == 0);
     tri_pool_free(p);
+    close(socket_end);
     return 0;
 }

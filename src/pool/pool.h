@@ -79,6 +79,8 @@ struct tri_worker {
     void *spill_base;
     uint64_t spill_bytes;
     uint64_t output_dev, output_ino; /* what output_fd was when we got it */
+    pthread_mutex_t output_lock;     /* of the backlog: output.c */
+    bool backlogged;                 /* the backlog has pages */
     bool retire;                     /* leave after this task: something of ours was damaged */
     bool served, retired;            /* it has run its tasks; and left to be replaced */
     int limited;                     /* how the time limit of the task in hand is kept; 0: none */
@@ -126,7 +128,7 @@ void tri_worker_note(struct tri_worker *w, const void *text, size_t bytes);
 /* In a handler of the signal that this process dies of: leave what can be read from fd for the
  * owner; `first` begins the part that is to be there in any case.  For skip see the layout. */
 void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip, const char *first);
-/* Send (stream, bytes) to the owner, in pieces; blocks while the owner is slow.  0; -EBADF: this
+/* Send (stream, bytes) to the owner, in pieces; blocks while the backlog is full.  0; -EBADF: this
  * process has no socket any more; -EINTR: a signal came before anything was sent. */
 int tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n);
 
@@ -251,6 +253,7 @@ struct tri_member {             /* what the owner knows of a worker */
     int32_t pid;
     uint32_t gen;
     bool alive, stopped;
+    uint64_t backlog_got, backlog_goal; /* output.c */
 };
 
 /* Output that was read while looking for something else. */
@@ -445,7 +448,8 @@ void tri_control_poll(struct tri_pool *p);
 /* In the child of any fork. */
 void tri_control_forked(void);
 int tri_control_send(struct tri_pool *p, enum tri_msg_type type, uint32_t worker, int sig);
-/* Receive one output record: 1 and *stream, *pid, *n; 0 none. */
+
+/* output.c: receive one record: 1 and *stream, *pid, *n; 0 none. */
 int tri_pool_output(struct tri_pool *p, uint32_t *stream, int32_t *pid, void *buf, size_t cap,
                     size_t *n);
 
@@ -466,7 +470,10 @@ void tri_heap_released(struct tri_pool *p, uint32_t heap);
 uint8_t *tri_spill_room(struct tri_worker *w, uint64_t bytes);
 void tri_spill_send(struct tri_worker *w);
 void tri_spill_drop(struct tri_worker *w);
-/* ... and the owner's; p->lock held.  The result of a DONE word, mapped; NULL: it is not there. */
+/* ... and the owner's; p->lock held.  One datagram of the output socket: 1 read, 0 none.  A
+ * descriptor is kept; output is too, unless out asks for it; out->n is 0 when it was no output. */
+int tri_output_read(struct tri_pool *p, struct tri_output *out);
+/* The result of a DONE word, mapped; NULL: it is not there. */
 void *tri_spill_take(struct tri_pool *p, uint64_t done_word, uint64_t bytes);
 void tri_spill_forget(struct tri_pool *p, uint32_t worker, uint32_t gen);
 void tri_spill_free(struct tri_pool *p);

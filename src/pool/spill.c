@@ -158,9 +158,7 @@ static bool no_writer(int fd)
     return poll(&pf, 1, 0) != 0;
 }
 
-/* One datagram of the output socket: 1 read, 0 none.  A descriptor is kept; output is too, unless
- * out asks for it; out->n is 0 when it was no output. */
-static int read_one(struct tri_pool *p, struct tri_output *out)
+int tri_output_read(struct tri_pool *p, struct tri_output *out)
 {
     struct tri_output_head head;
     uint8_t *buf = out ? out->buf : malloc(TRI_OUTPUT_MAX);
@@ -181,7 +179,7 @@ static int read_one(struct tri_pool *p, struct tri_output *out)
     while (got < 0 && errno == EINTR);
     if (got >= 0)
         fd = only_fd(&msg);
-    if (got < (ssize_t)sizeof head) {
+    if (got <= (ssize_t)sizeof head) {
         if (fd >= 0)
             close(fd);
         if (out)
@@ -236,7 +234,7 @@ void *tri_spill_take(struct tri_pool *p, uint64_t done_word, uint64_t bytes)
     struct tri_segment s;
     int i = find_spill(p, word), fd, err;
 
-    while (i < 0 && p->output_fd >= 0 && read_one(p, NULL))
+    while (i < 0 && p->output_fd >= 0 && tri_output_read(p, NULL))
         i = find_spill(p, word);
     if (i < 0)
         return NULL;
@@ -258,7 +256,7 @@ void tri_spill_forget(struct tri_pool *p, uint32_t worker, uint32_t gen)
 {
     if (p->output_fd < 0)
         return;
-    while (read_one(p, NULL))
+    while (tri_output_read(p, NULL))
         ;
     for (uint32_t i = 0; i < p->nspill;) {
         if (tri_word_worker(p->spill[i].word) == worker &&
@@ -283,37 +281,4 @@ void tri_spill_free(struct tri_pool *p)
     while (p->nspill)
         close(p->spill[--p->nspill].fd);
     free(p->spill);
-}
-
-int tri_pool_output(struct tri_pool *p, uint32_t *stream, int32_t *pid, void *buf, size_t cap,
-                    size_t *n)
-{
-    struct tri_output out = {.buf = buf, .cap = cap};
-    int got = 0;
-
-    if (p->output_fd < 0)
-        return 0;
-    pthread_mutex_lock(&p->lock);
-    if (p->output_head) {
-        struct tri_output *o = p->output_head;
-
-        p->output_head = o->next;
-        if (!p->output_head)
-            p->output_tail = &p->output_head;
-        out.stream = o->stream;
-        out.pid = o->pid;
-        out.n = o->n < cap ? o->n : cap;
-        memcpy(buf, o->buf, out.n);
-        free(o->buf);
-        free(o);
-        got = 1;
-    } else {
-        while ((got = read_one(p, &out)) == 1 && out.n == 0)
-            ;
-    }
-    pthread_mutex_unlock(&p->lock);
-    *stream = out.stream;
-    *pid = out.pid;
-    *n = out.n;
-    return got;
 }

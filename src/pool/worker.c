@@ -50,6 +50,7 @@ int tri_worker_attach(struct tri_worker *w, const struct tri_segment *seg,
     w->process = process;
     w->forks = tri_fork_count();
     w->output_fd = output_fd;
+    pthread_mutex_init(&w->output_lock, NULL);
     if (output_fd >= 0 && fstat(output_fd, &st) == 0) {
         w->output_dev = st.st_dev;
         w->output_ino = st.st_ino;
@@ -199,58 +200,6 @@ void tri_worker_last(struct tri_worker *w, int fd, uint32_t skip, const char *fi
     line->last_skip = skip;
     tri_store_rel(&line->last_len, (uint32_t)got);
     tri_store_rel(&line->last_pid, getpid());
-}
-
-bool tri_worker_output_ok(struct tri_worker *w)
-{
-    struct stat st;
-
-    if (w->output_fd < 0)
-        return false;
-    if (fstat(w->output_fd, &st) == 0 && st.st_dev == w->output_dev && st.st_ino == w->output_ino)
-        return true;
-    w->output_fd = -1; /* not ours to close: it may be the task's own file by now */
-    w->retire = true;
-    return false;
-}
-
-int tri_worker_output(struct tri_worker *w, uint32_t stream, const void *bytes, size_t n)
-{
-    struct tri_worker_line *line = &w->view.worker[w->id];
-    const uint8_t *p = bytes;
-    struct tri_output_head head = {stream, (int32_t)getpid(), 0};
-
-    if (!tri_worker_output_ok(w))
-        return -EBADF;
-    while (n) {
-        size_t piece = n < TRI_OUTPUT_PIECE ? n : TRI_OUTPUT_PIECE;
-        struct iovec iov[2] = {{&head, sizeof head}, {(void *)(uintptr_t)p, piece}};
-        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
-
-        head.more = piece < n;
-        if (sendmsg(w->output_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
-            if (errno == EINTR)
-                continue;
-            if (errno != EAGAIN && errno != ENOBUFS)
-                return 0; /* the owner is gone; so are we, soon */
-            /* The owner is behind: let it know, then wait for room. */
-            tri_wake_owner(&w->view);
-            if (sendmsg(w->output_fd, &msg, MSG_NOSIGNAL) < 0) {
-                if (errno != EINTR)
-                    return 0;
-                if (p == bytes)
-                    return -EINTR;
-                continue;
-            }
-        }
-        p += piece;
-        n -= piece;
-        tri_store_rel(&line->outputs, tri_load_rlx(&line->outputs) + 1);
-        /* An owner asleep for a result should show it now. */
-        if (tri_load_sc(&w->view.ctl->want) != TRI_WANT_NONE)
-            tri_wake_owner(&w->view);
-    }
-    return 0;
 }
 
 /* ------------------------------------------------------------------ running */

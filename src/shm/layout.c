@@ -30,6 +30,8 @@ void tri_layout_plan(struct tri_ctl *ctl)
     at += (uint64_t)ctl->nworkers * 2 * ctl->nslots * sizeof(uint64_t);
     ctl->off_slots = at = round_up(at, 4096);
     at += (uint64_t)ctl->nslots * sizeof(struct tri_slot);
+    ctl->off_backlogs = at = round_up(at, 4096);
+    at += ctl->nworkers * TRI_BACKLOG;
     ctl->off_heaps = at = round_up(at, 1u << 21);
     ctl->total_bytes = at + ctl->nheaps * ctl->heap_bytes;
 }
@@ -53,7 +55,7 @@ int tri_view_init(struct tri_view *v, void *base, uint64_t bytes)
         plan.ncells != c->ncells || plan.off_workers != c->off_workers ||
         plan.off_heap_lines != c->off_heap_lines || plan.off_cells != c->off_cells ||
         plan.off_rings != c->off_rings || plan.off_slots != c->off_slots ||
-        plan.off_heaps != c->off_heaps)
+        plan.off_backlogs != c->off_backlogs || plan.off_heaps != c->off_heaps)
         return TRI_ECORRUPT;
 
     v->base = base;
@@ -64,6 +66,7 @@ int tri_view_init(struct tri_view *v, void *base, uint64_t bytes)
     v->nheaps = plan.nheaps;
     v->heap_bytes = plan.heap_bytes;
     v->total_bytes = plan.total_bytes;
+    v->off_backlogs = plan.off_backlogs;
     v->off_heaps = plan.off_heaps;
     v->worker = (struct tri_worker_line *)(v->base + plan.off_workers);
     v->heap = (struct tri_heap_line *)(v->base + plan.off_heap_lines);

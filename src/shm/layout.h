@@ -3,8 +3,9 @@
  * layout.h - what lies in a pool's shared memory, and who writes each word.
  *
  * One mapping holds everything:  control block | worker lines | heap lines | lanes of cells |
- * completion rings | task slots | heaps.  It is a sparse file: pages nobody touched cost nothing,
- * and all-zero pages are a valid empty structure, so opening a pool touches a handful of pages.
+ * completion rings | task slots | backlogs | heaps.  It is a sparse file: pages nobody touched cost
+ * nothing, and all-zero pages are a valid empty structure, so opening a pool touches a handful of
+ * pages.
  * Positions inside it are offsets; no pointer of one process means anything in another.
  *
  * A task lives in a *slot*.  Its state word says everything about it in one atomic store:
@@ -39,7 +40,7 @@
 #include "base/atomic.h"
 
 #define TRI_SHM_MAGIC 0x31656d6572697254ull /* "Trireme1" */
-#define TRI_SHM_ABI 1
+#define TRI_SHM_ABI 2
 
 #define TRI_LANES 5
 #define TRI_MASK_WORDS 16 /* 16 x 64 = TRI_MAX_WORKERS */
@@ -163,6 +164,7 @@ enum tri_worker_status {
     TRI_W_FORKED = 4,  /* the program's own handlers of a fork run, or another interpreter starts */
 };
 
+#define TRI_BACKLOG (1ull << 20) /* bytes of a worker's backlog */
 #define TRI_WORKER_NOTE 1536
 #define TRI_WORKER_LAST 8128
 
@@ -178,6 +180,9 @@ struct tri_worker_line {
     /* records sent on the output socket; the owner looks at it after each result, so it is not
      * on the line that changes with each task */
     alignas(TRI_LINE) _Atomic uint64_t outputs;
+    /* its backlog of output, pool/output.c: bytes ever written to it, and read from it */
+    _Atomic uint64_t backlog_put;
+    alignas(TRI_LINE) _Atomic uint64_t backlog_got; /* the owner writes it */
     /* futex word: 1 = wake up.  Set by the waker, cleared by the worker. */
     alignas(TRI_LINE) _Atomic uint32_t bell;
     /* of its completion ring: entries the owner has taken.  The owner writes it. */
@@ -222,7 +227,7 @@ struct tri_ctl {
     uint32_t max_tasks;
     uint64_t total_bytes;
     uint64_t heap_bytes; /* each */
-    uint64_t off_workers, off_heap_lines, off_cells, off_rings, off_slots, off_heaps;
+    uint64_t off_workers, off_heap_lines, off_cells, off_rings, off_slots, off_backlogs, off_heaps;
     int64_t spin_ns;
     uint32_t cpus; /* usable when the pool opened */
     uint32_t kind;
@@ -253,13 +258,18 @@ struct tri_view {
     /* constants copied out of the mapping and checked once, so that a scribble there later
      * cannot send an index astray */
     uint32_t nworkers, nslots, ncells, nheaps;
-    uint64_t total_bytes, heap_bytes, off_heaps;
+    uint64_t total_bytes, heap_bytes, off_backlogs, off_heaps;
 };
 
 /* Fill sizes and offsets of *ctl from nworkers, nslots, heap_bytes, nheaps. */
 void tri_layout_plan(struct tri_ctl *ctl);
 /* Make pointers for a mapping at base.  @return 0, TRI_ECORRUPT if it is not one of ours */
 int tri_view_init(struct tri_view *v, void *base, uint64_t bytes);
+
+static inline uint64_t tri_backlog_at(const struct tri_view *v, uint32_t worker)
+{
+    return v->off_backlogs + worker * TRI_BACKLOG;
+}
 
 static inline uint64_t tri_heap_base(const struct tri_view *v, uint32_t heap)
 {

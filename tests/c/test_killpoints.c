@@ -15,8 +15,8 @@
  * once (it passes wake-ups on), results inline and in blocks (it claims a heap), argument blocks
  * kept beyond their task (it pushes blocks of the owner's heap).  In a run that spills, results
  * that would be blocks find the heap full and leave as memfds, some of them through a socket that
- * has no room for them.  The test fails when a name in `expected` was never died at, so a point
- * that goes out of use does not go unnoticed.
+ * has no room for them, and output goes to the backlog.  The test fails when a name in `expected`
+ * was never died at, so a point that goes out of use does not go unnoticed.
  */
 #include "pools.h"
 
@@ -32,11 +32,11 @@
 #define HEAP (8u << 20) /* the smallest; a run that spills fills it up to less than BIG */
 
 static const char *const expected[] = {
-    "claim_before",   "claim_after",     "claim_head_moved", "start_before",   "start_after",
-    "heap_claimed",   "result_block",    "result_written",   "done_stored",    "ring_written",
-    "ring_published", "want_taken",      "wake_taken",       "sleep_declared", "sleep_undeclared",
-    "spin_declared",  "spin_undeclared", "block_push",       "spill_room",     "spill_before",
-    "spill_waits",    "spill_sent",      "spill_counted",
+    "claim_before",   "claim_after",     "claim_head_moved", "start_before",    "start_after",
+    "heap_claimed",   "result_block",    "result_written",   "done_stored",     "ring_written",
+    "ring_published", "want_taken",      "wake_taken",       "sleep_declared",  "sleep_undeclared",
+    "spin_declared",  "spin_undeclared", "block_push",       "spill_room",      "spill_before",
+    "spill_waits",    "spill_sent",      "spill_counted",    "backlog_written", "backlog_put",
 };
 #define NEXPECTED (sizeof expected / sizeof *expected)
 static bool seen[NEXPECTED];
@@ -96,8 +96,11 @@ static void run(struct tri_worker *w, struct tri_slot *s)
                                  : tri_worker_result_room(w, bytes, &off);
     if (!res)
         _exit(10);
-    if (w->spill_fd && task % 2)
+    if (w->spill_fd && task % 2) {
         fill_socket(w);
+        if (tri_worker_output(w, 1, res, BIG) != 0)
+            _exit(12);
+    }
     memset(res, task + 1, bytes);
     if (kept_off) {
         tri_block_push(&w->view, kept_off);
@@ -331,6 +334,11 @@ static bool one_run(long n, int64_t spin_ns, int names)
     for (uint32_t h = 1; h < p->view.nheaps; h++)
         CHECK(p->held[h] == 0);
     read_output(p);
+    for (uint32_t w = 0; w < 2; w++) {
+        uint64_t put = atomic_load(&p->view.worker[w].backlog_put);
+
+        CHECK(p->member[w].backlog_got == put && p->member[w].backlog_goal == put);
+    }
     CHECK(p->nspill == 0 && open_fds() == fds && shared_maps() == maps);
     reported = stats_of(p).deaths > 0;
     tri_pool_close(p); /* where it may die, too */

@@ -416,3 +416,50 @@ def test_what_is_left_at_exit_is_shown(tmp_path: Path, door: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     said = {f"{what} {x}" for what in ("task", "log of") for x in range(3)}
     assert set(done.stdout.splitlines()) == said
+
+
+UNSEEN = """
+import logging, os, sys, time
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+door, folder = sys.argv[1:]
+def task(k):
+    for i in range(3000):
+        print(k, i)
+        if i % 10 == 0:
+            logging.info("%d log %d", k, i)
+    print(k, "last", "x" * 20_000)
+    open(f"{folder}/ended{k}", "w").close()
+if door == "native":
+    import trireme
+    pool = trireme.Pool(2)
+    futures = [pool.submit(task, k) for k in range(4)]
+else:
+    import trireme.multiprocessing
+    pool = trireme.multiprocessing.Pool(2)
+    futures = [pool.apply_async(task, (k,)) for k in range(4)]
+end = time.monotonic() + 50
+while not all(os.path.exists(f"{folder}/ended{k}") for k in range(4)):  # nobody looks
+    assert time.monotonic() < end, "a task stands still"
+    time.sleep(0.01)
+for future in futures:
+    future.result() if door == "native" else future.get()
+"""
+
+
+@pytest.mark.parametrize("door", ["native", "Pool"])
+def test_tasks_print_on_while_nobody_looks(tmp_path: Path, door: str) -> None:
+    script = tmp_path / "unseen.py"
+    script.write_text(UNSEEN)
+    done = subprocess.run(
+        [sys.executable, str(script), door, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    of_task: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        of_task.setdefault(line[0], []).append(line[2:])
+    said = [line for i in range(3000) for line in ([f"{i}"] + [f"log {i}"] * (i % 10 == 0))]
+    for k in range(4):
+        assert of_task[str(k)] == [*said, "last " + "x" * 20_000]
