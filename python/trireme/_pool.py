@@ -221,6 +221,9 @@ class Pool(_core.PoolBase):
         elif threads == 0 and start != "fork":
             # The fork server's libraries have their limit already; this is what none would be.
             threads = len(os.sched_getaffinity(0))
+        from . import _reload
+
+        _reload.watch()
         info: dict[str, Any] = {
             "logging": _output.logging_config(),
             "threads": threads or None,

@@ -83,3 +83,34 @@ def test_a_bar_shows_in_its_cell() -> None:
     )
     shown = text(cells[1], "stderr") + "".join(str(o.get("data", "")) for o in cells[1])
     assert "200" in shown
+
+
+def test_modules_that_autoreload_brings_up_to_date_are_so_in_workers(tmp_path: Any) -> None:
+    low, high = tmp_path / "cell_low.py", tmp_path / "cell_high.py"
+    edit = "def edit(path, text, n=[0]):\n    path.write_text(text)\n    n[0] += 10\n"
+    edit += "    os.utime(path, (10**9 + n[0], 10**9 + n[0]))\n"
+    first = f"{low.name[:-3]}"
+    cells = run_cells(
+        f"import os, sys, pathlib\nsys.path.insert(0, {str(tmp_path)!r})\n{edit}"
+        f"low, high = pathlib.Path({str(low)!r}), pathlib.Path({str(high)!r})\n"
+        "edit(low, 'def number():\\n    return 1\\n')\n"
+        f"edit(high, 'from {first} import number\\ndef f(x):\\n    return x + number()\\n')",
+        "%load_ext autoreload\n%autoreload 2",
+        "import trireme as tri, cell_high\npool = tri.Pool(2)",
+        "pool.map(cell_high.f, range(4), chunk=1)",
+        # What another module has taken: patched in place.
+        "edit(low, 'def number():\\n    return 10\\n')",
+        "cell_high.f(0), pool.map(cell_high.f, range(4), chunk=1)",
+        # What only a reload brings.
+        "edit(low, 'n = 100\\ndef number(m=n):\\n    return m\\n')",
+        "cell_high.f(0), pool.map(lambda x: cell_high.f(x), range(4), chunk=1)",
+        "edit(low, 'def number(:\\n')",
+        "cell_high.f(0), pool.map(cell_high.f, range(4), chunk=1)",
+        "%autoreload 0",
+        "edit(low, 'def number():\\n    return 7\\n')",
+        "cell_high.f(0), pool.map(cell_high.f, range(4), chunk=1)",
+    )
+    assert value(cells[3]) == "[1, 2, 3, 4]"
+    assert value(cells[5]) == "(10, [10, 11, 12, 13])"
+    for later in 7, 9, 12:
+        assert value(cells[later]) == "(100, [100, 101, 102, 103])"

@@ -48,6 +48,7 @@ struct state {
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
     PyObject *give_way;    /* a function of Python that does nothing: see struct pace */
     bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
+    uint64_t reloads;      /* of modules: functions that were sent before are not right any more */
     uint64_t secret[8];    /* of digests; 0: not yet drawn */
     bool signals_said;     /* by a fork server: see own_signals() */
     unsigned epoch;        /* more in a process that holds no lock of the one it was forked from */
@@ -190,6 +191,7 @@ typedef struct FnObject {
     PyObject *fn, *watch; /* watch: what function_watch said; NULL for threads */
     PyObject *pickled;    /* bytes, to see whether a new pickle is the same */
     uint64_t id, off;
+    uint64_t reloads; /* of modules, when it was pickled */
     uint32_t len;
     bool shared_task; /* volatile: valid for one call only */
 } FnObject;

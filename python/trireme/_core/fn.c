@@ -6,7 +6,8 @@
  * takes the values of globals and closure cells along, so the memory is only right while those are
  * the same objects.  They are compared by identity, one dictionary look-up each.  A callable that
  * captured something which can change in place is pickled anew, and the bytes are compared.
- * Workers cache by id, so the same bytes get the same id.
+ * Workers cache by id, so the same bytes get the same id.  After a reload of any module all are
+ * pickled anew: see _reload.py.
  */
 #include "ext.h"
 
@@ -157,6 +158,7 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
         memcmp(PyBytes_AS_STRING(pickled), PyBytes_AS_STRING(old->pickled),
                (size_t)PyBytes_GET_SIZE(pickled)) == 0) {
         Py_XSETREF(old->watch, watch);
+        old->reloads = st->reloads;
         Py_DECREF(pickled);
         return (FnObject *)Py_NewRef(old);
     }
@@ -181,6 +183,7 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
     f->fn = Py_NewRef(fn);
     f->watch = watch;
     f->pickled = pickled;
+    f->reloads = st->reloads;
     f->id = ++pool->next_fn_id;
     f->len = (uint32_t)PyBytes_GET_SIZE(pickled);
     f->off = tri_pool_block_new(p, f->len);
@@ -238,7 +241,7 @@ FnObject *pool_function(PoolObject *pool, PyObject *fn)
             return NULL;
     }
     if (f) {
-        same = captures_same(pool->st, f->watch);
+        same = f->reloads == pool->st->reloads ? captures_same(pool->st, f->watch) : 0;
         if (same < 0)
             return NULL;
         if (same) {

@@ -107,6 +107,14 @@ static PyObject *set_shared_class(PyObject *module, PyObject *cls)
     Py_RETURN_NONE;
 }
 
+/* _reload.py: functions that were sent are to be sent anew. */
+static PyObject *reloaded(PyObject *module, PyObject *none)
+{
+    (void)none;
+    state_of(module)->reloads++;
+    Py_RETURN_NONE;
+}
+
 static PyObject *cpu_count(PyObject *module, PyObject *physical)
 {
     int yes = PyObject_IsTrue(physical);
@@ -258,6 +266,7 @@ static PyMethodDef functions[] = {
     {"_set", set_threads, METH_VARARGS, NULL},
     {"_set_future_class", set_future_class, METH_O, NULL},
     {"_set_shared_class", set_shared_class, METH_O, NULL},
+    {"_reloaded", reloaded, METH_NOARGS, NULL},
     {"_own_arguments", own_arguments, METH_NOARGS, NULL},
     {"_expect_forks", expect_forks, METH_NOARGS, NULL},
     {"_digest", digest, METH_O, NULL},

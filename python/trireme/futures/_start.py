@@ -66,6 +66,7 @@ def _like_original(breaks: bool) -> None:
 
     _errors._naked = os.getpid()
     _core._own_arguments()
+    _pickling.keeps_modules = True
     if not breaks:
         return
     loads = _pickling._loads

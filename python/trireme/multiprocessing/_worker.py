@@ -281,7 +281,7 @@ def _results_by_name() -> None:
 
 def begin(setup: int | Info) -> None:
     """Called in each worker before its first task.  Raises what the user's initializer raises."""
-    from trireme import _core
+    from trireme import _core, _pickling
 
     from . import _ways
 
@@ -289,6 +289,7 @@ def begin(setup: int | Info) -> None:
     become(info)
     _ways.follow()
     _core._own_arguments()  # tasks write to what they get: there it is a copy
+    _pickling.keeps_modules = True
     keep(info.get("modules", ()))
     if info["by_name"]:
         _results_by_name()
