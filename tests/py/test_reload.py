@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A module that is edited and reloaded is so for the workers of open pools, too."""
+"""A module that is edited and reloaded is so for the workers of open pools, too.
+
+A worker that imports it for the first time finds the file as it is then.  So tests in which an edit
+is not to be seen have one worker, which has imported it before.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +100,7 @@ def test_a_function_that_was_sent_before_is_what_it_is_here(start: str, edited: 
 def test_modules_that_took_something_keep_it_as_here(start: str, edited: Edited) -> None:
     edited.load("edited_c", "def low():\n    return 1\n")
     user = edited.load("edited_d", "from edited_c import low\ndef high(x):\n    return low()\n")
-    with open_pool(start) as pool:
+    with open_pool(start, 1) as pool:
         assert pool.map(user.high, range(4), chunk=1) == [1] * 4
         edited.reload("edited_c", "def low():\n    return 2\n")
         assert pool.map(user.high, range(4), chunk=1) == [user.high(0)] * 4 == [1] * 4
@@ -135,7 +139,7 @@ def test_a_reload_that_fails_is_none(edited: Edited) -> None:
 
 def test_what_a_worker_cannot_reload_fails_its_task(edited: Edited) -> None:
     module = edited.load("edited_g", "def f(x):\n    return 1\n")
-    with open_pool("forkserver") as pool:
+    with open_pool("forkserver", 1) as pool:
         assert pool.map(module.f, [0]) == [1]
         edited.reload("edited_g", "def f(x):\n    return 2\n")
         edited.write("edited_g", "raise OSError('edited again')\n")
