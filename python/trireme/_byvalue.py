@@ -90,8 +90,11 @@ _received: dict[str, dict[str, int]] = {}
 # Worker, a fork whose tasks go by name: modules whose by-value functions live in the module itself.
 _inherited: set[str] = set()
 # Owner, by thread: `born` is what the workers for whom it pickles have inherited, or is not there;
-# see multiprocessing/_born.py.
+# see multiprocessing/_born.py.  `own` is what workers leave of the script's globals that they have
+# themselves, see multiprocessing/_script.py.
 _target = _local()
+# Worker: that module, if this worker has run the script.
+_script: Any = None
 
 
 class _Globals(dict):  # type: ignore[type-arg]
@@ -221,7 +224,8 @@ _stays: Callable[[Any], bool] | None = None
 def _leave_behind(module: str, bound: dict[str, Any]) -> tuple[str, ...]:
     """Owner: take out of a function's globals what stays here, and return the names."""
     born = getattr(_target, "born", None)
-    if _stays is None and born is None:
+    own = getattr(_target, "own", None)
+    if _stays is None and born is None and own is None:
         return ()
     names = tuple(
         [
@@ -229,6 +233,7 @@ def _leave_behind(module: str, bound: dict[str, Any]) -> tuple[str, ...]:
             for name, value in bound.items()
             if (born is not None and born.has(module, name, value))
             or (_stays is not None and _stays(value))
+            or (own is not None and own.has(module, name, value))
         ]
     )
     for name in names:
@@ -329,9 +334,14 @@ def _deleted_attributes(cls: type, now: dict[str, Any]) -> list[str]:
     return [name for name in ever if name not in cls.__dict__]
 
 
-def _make_class(maker: Callable[..., type], args: tuple[Any, ...], pinned: bool) -> type:
-    """Find the class that *args* describe by its id, or make its skeleton."""
-    cls = maker(*args)
+def _make_class(maker: Callable[..., type], args: tuple[Any, ...], pinned: str) -> type:
+    """Find the class that *args* describe by its id, or make its skeleton.
+
+    *pinned*: the qualified name of a class that its owner keeps, or "".
+    """
+    cls = _script.own_class(maker, args, pinned) if _script is not None and pinned else None
+    if cls is None:
+        cls = maker(*args)
     _class_tables()
     if pinned and cls not in _own_classes:
         _from_owner[cls] = args[-2]
@@ -346,7 +356,7 @@ def _set_class_state(cls: type, state: Any) -> None:
     for name in deleted:
         if name in cls.__dict__:
             type.__delattr__(cls, name)
-    setter(cls, inner)
+    setter(cls, inner if _script is None else _script.own_state(cls, inner))
     if members:
         _enums.set_attributes(cls, members)
     _received_classes.add(cls)
@@ -573,8 +583,9 @@ def _by_value_pickler() -> Any:
                 return reduced
             maker, args, state, _, _, setter = reduced
             if is_class:
-                pinned = not self.is_result and "<locals>" not in obj.__qualname__
-                if pinned:
+                pinned = ""
+                if not self.is_result and "<locals>" not in obj.__qualname__:
+                    pinned = obj.__qualname__
                     _pinned[args[-2]] = obj
                 if obj not in _received_classes:
                     _own_classes.add(obj)

@@ -26,6 +26,7 @@ from ._byvalue import (
     PROTOCOL,
     DescriptorError,
     _dump_by_value,
+    _target,
     become_worker,
     expects_code,
 )
@@ -134,11 +135,28 @@ def dumps(obj: Any, name: str = "value") -> tuple[bytes, list[memoryview]]:
     plain_buffers = buffers.copy()
     buffers.clear()
     try:
-        return _dump_by_value(obj, callback, False), buffers
+        return _dump_for_worker(obj, callback, buffers), buffers
     except Exception as exc:
         if plain is not None and not _needs_value(plain) and type(exc) is not DescriptorError:
             return plain, plain_buffers
         raise _explain(obj, name, exc, False) from _cause(exc)
+
+
+def _dump_for_worker(
+    obj: Any,
+    callback: Callable[[pickle.PickleBuffer], bool] | None = None,
+    buffers: list[memoryview] | None = None,
+) -> bytes:
+    """Pickle *obj* by value, without those globals that its workers have themselves, if need be."""
+    try:
+        return _dump_by_value(obj, callback, False)
+    except Exception:
+        own = getattr(_target, "own", None)
+        if own is None:
+            raise
+    if buffers is not None:
+        buffers.clear()
+    return own.look_again(_dump_by_value, obj, callback, False)  # type: ignore[no-any-return]
 
 
 def dumps_result(obj: Any, name: str = "result") -> tuple[bytes, list[memoryview]]:
@@ -176,7 +194,7 @@ def dumps_inband(obj: Any, name: str = "value", is_result: bool = False) -> byte
     except Exception:
         pass
     try:
-        return _dump_by_value(obj, None, is_result)
+        return _dump_by_value(obj, None, True) if is_result else _dump_for_worker(obj)
     except Exception as exc:
         if plain is not None and not _needs_value(plain) and type(exc) is not DescriptorError:
             return plain

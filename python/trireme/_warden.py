@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 from _signal import SIG_BLOCK, SIGCHLD, SIGINT, SIGTERM, pthread_sigmask
 
 TYPE_CHECKING = False
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Libraries that must not be imported in a process that forks: they start threads or open devices.
 _NOT_PRELOADED = {"cupy", "jax", "jaxlib", "tensorflow", "torch", "ray", "mpi4py", "trireme"}
+
+_AT_ONCE_S = 5  # how long libraries are imported before the first fork, at most one more
 
 _REFUSED = 100  # plus errno: how the process in between says that it could not fork
 
@@ -100,11 +103,17 @@ def _at_once() -> list[str]:
         names.append("trireme._settings")
     if "numpy" in sys.modules:
         names.append("numpy")
-    if "trireme.multiprocessing.pool" in sys.modules:
-        names += ["trireme.multiprocessing._worker", "multiprocessing.resource_tracker"]
     if "trireme.futures.process" in sys.modules:
-        names += ["trireme.futures._start", "trireme.multiprocessing._ways"]
-        names += ["trireme.multiprocessing._worker", "multiprocessing.resource_tracker"]
+        names.append("trireme.futures._start")
+    script = sys.modules.get("trireme.multiprocessing._script")
+    if script is not None:  # a facade is here
+        names += [
+            "trireme.multiprocessing._script",
+            "trireme.multiprocessing._ways",
+            "trireme.multiprocessing._worker",
+            "multiprocessing.resource_tracker",
+            *script.libraries(_libraries()),
+        ]
     return names
 
 
@@ -263,7 +272,10 @@ def _serve(
     def first() -> None:
         from . import _errors, _losses, _output  # noqa: F401
 
+        begun = time.monotonic()
         for name in at_once:
+            if time.monotonic() - begun > _AT_ONCE_S:
+                break  # somebody waits for an answer
             try:
                 __import__(name)
             except BaseException:
@@ -373,7 +385,6 @@ def lost() -> int:
     _main = -1
     if _between and _main_pid == os.getpid():
         import signal
-        import time
 
         # It leaves at once unless it is stuck in its own start; then it must not hold us up.
         for _ in range(200):

@@ -79,6 +79,7 @@ class _Stream(io.TextIOBase):
         self._lock = RLock()
         self._pending: dict[int, list[bytes]] = {}
         self._sizes: dict[int, int] = {}
+        self.muted = False  # what is written is dropped
         self.buffer = _Binary(self)
 
     # What a text stream is asked for.
@@ -145,7 +146,7 @@ class _Stream(io.TextIOBase):
     def write_bytes(self, data: bytes) -> None:
         """Collect *data*; send up to the last end of line, or all of it when it is much."""
         global _written
-        if not data:
+        if not data or self.muted:
             return
         _written = True
         me = get_ident()
@@ -471,8 +472,9 @@ def begin(info: dict[str, Any]) -> None:
 
     Raises what the initializer raises.
     """
-    global pid, imports_around, _ready, _mask
+    global pid, imports_around, _ready, _mask, _again
     pid = os.getpid()
+    _again = None
     imports_around = info.get("imports_around", 0)
     _mask = None  # what the initializer changes is to stay
     send = info.get("output") if info.get("forward", True) else None
@@ -495,6 +497,7 @@ def begin(info: dict[str, Any]) -> None:
         _redirect(send, ready or (_Stream(STDOUT, 1), _Stream(STDERR, 2)))
         if info.get("logging") is not None:
             _forward_logging(send, info["logging"])
+            _again = functools.partial(_forward_logging, send, info["logging"])
     else:
         _line_buffer()
     threads = info.get("threads")
@@ -531,6 +534,7 @@ def serve() -> None:
     _core._worker_serve()
 
 
+_again: Callable[[], None] | None = None  # undoes what a script does to logging at its top
 _mask: Any = None  # the signals that are blocked between tasks
 _set_mask: Any = None
 

@@ -226,10 +226,10 @@ def run_as_script(cells: list[str], folder: Path, first: str) -> list[list[str]]
     """What each cell prints; the script has no guard."""
     # By the line, as at a terminal: by the block, the originals lose what workers print, and
     # without a buffer the ends of lines come apart from them.
-    lines = ["import sys as _sys, os as _os", "_sys.stdout.reconfigure(line_buffering=True)", first]
+    lines = ["import sys as _sys", "_sys.stdout.reconfigure(line_buffering=True)", first]
     for number, cell in enumerate(cells):
         body = textwrap.indent(as_python(cell), "    ")
-        lines.append(f"_sys.stdout.flush(); _os.write(1, b'\\n@@{number}\\n')")
+        lines.append(f"print('\\n@@{number}')")
         if re.search(r'"""|\'\'\'', cell):
             # Indenting would change the text: such a cell is run as one.
             body = f"    exec(compile({as_python(cell)!r}, '<cell>', 'exec'), globals())"

@@ -24,7 +24,7 @@ def begin(
     """Become a process of multiprocessing's, and call the user's initializer.
 
     If that fails, it is logged here and breaks the pool.  *breaks*: see :func:`_like_original`.
-    *info*: of multiprocessing._lend.describe().
+    *info*: of multiprocessing._lend.describe(); _script.prologue() has become that.
     """
     _live(info, breaks, initializer, initargs)
 
@@ -32,17 +32,18 @@ def begin(
 def begin_inherited(breaks: bool, number: int) -> None:
     """The same for a worker that was forked from the owner, and so has the initializer."""
     info, initializer, initargs = inherited[number]
+    from ..multiprocessing import _script
+
+    _script.prologue(info)
     _live(info, breaks, initializer, initargs)
 
 
 def _live(info: dict[str, Any], breaks: bool, *initializer: Any) -> None:
-    """Pass for what the original starts: with a name, a parent, its key, and a fork's new locks."""
+    """Go on as a process of multiprocessing's, up to the first task and through all of them."""
     from functools import partial
 
-    from ..multiprocessing import _ways, _worker
+    from ..multiprocessing import _worker
 
-    _worker.become(info)
-    _ways.follow()
     _worker.keep(info.get("modules", ()))
     _worker.live(partial(_begun, breaks, *initializer))
 

@@ -34,7 +34,7 @@ from typing import Literal, cast
 from .. import _imports, _pool
 from .._errors import broken_process_pool, executors_cause
 from .._options import _task_options
-from ..multiprocessing import _born, _lend, _ways, _worker
+from ..multiprocessing import _born, _lend, _script, _ways, _worker
 from ._executor import _MAX_WORKERS, _PLAIN, _SLOTS, Ending, PoolExecutor, _refuse_ended, _until
 from ._start import OwnersHandle, begin, begin_inherited, inherited
 
@@ -356,6 +356,7 @@ class ProcessPoolExecutor(_Executor):
     def _make_pool(self) -> _pool.Pool:
         _imports.look()
         start = _start_of(self._mp_context)
+        _script.expect(start)
         _pool.begin_warden(start)
         _ways.follow()
         breaks_by_itself = self._on_crash == "break" and not self._options
@@ -380,9 +381,14 @@ class ProcessPoolExecutor(_Executor):
             if start == "fork":
                 self._born = _born.Born()
                 info["modules"] = self._born.modules
+                own = None
+            else:
+                info["script"], own = _script.look()
+                if own is not None:
+                    open_pool = partial(own, open_pool)
             pool = self._open_pool(open_pool, info, breaks, initargs)
             # Weakly: it holds the program's globals, and the pool is held until the executor goes.
-            pool._born = self._born and weakref.proxy(self._born)
+            pool._born = own if self._born is None else weakref.proxy(self._born)
         except BaseException:
             os.close(register)
             raise
@@ -407,7 +413,12 @@ class ProcessPoolExecutor(_Executor):
             with _handing_over():
                 pool = open_pool(
                     initializer=begin,
-                    initargs=(info, breaks, self._initializer, initargs),
+                    initargs=(
+                        _script.Prologue(info),  # before what of the script's follows
+                        breaks,
+                        self._initializer,
+                        initargs,
+                    ),
                 )
         else:
             number = id(self)

@@ -90,6 +90,7 @@ def describe(models: list[Any], method: str, register: int) -> dict[str, Any]:
         "method": method,
         "register": register,
         "tracker": tracker,
+        "script": None,
     }
 
 

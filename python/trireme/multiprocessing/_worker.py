@@ -279,21 +279,29 @@ def _results_by_name() -> None:
     vars(_pickling).update(_dump_by_value=dump, _explain=say)
 
 
-def begin(setup: int | Info) -> None:
+def begin(
+    setup: int | Info,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> None:
     """Called in each worker before its first task.  Raises what the user's initializer raises."""
     from trireme import _core, _pickling
 
     from . import _ways
 
-    info = inherited[setup] if isinstance(setup, int) else setup
-    become(info)
-    _ways.follow()
+    if isinstance(setup, int):
+        info = inherited[setup]
+        initializer, initargs = info["initializer"], info["initargs"]
+        become(info)
+        _ways.follow()
+    else:
+        info = setup  # _script.prologue() has done that
     _core._own_arguments()  # tasks write to what they get: there it is a copy
     _pickling.keeps_modules = True
     keep(info.get("modules", ()))
     if info["by_name"]:
         _results_by_name()
-    live(functools.partial(_initialize, info["initializer"], info["initargs"]))
+    live(functools.partial(_initialize, initializer, initargs))
 
 
 def _initialize(initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:

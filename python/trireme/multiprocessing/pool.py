@@ -29,7 +29,7 @@ from .. import _pickling
 from .. import _pool as _native
 from .._green import threads_are_green
 from .._options import _task_options
-from . import _born, _results, _ways, _worker
+from . import _born, _results, _script, _ways, _worker
 from ._lend import Lender, describe
 from ._results import ApplyResult as ApplyResult
 from ._results import AsyncResult as AsyncResult
@@ -149,6 +149,7 @@ class Pool:
         self._processes = operator.index(processes)
         self._functions: dict[int, tuple[Any, Any]] = {}
         self._born: _born.Born | None = None
+        self._own: _script.Own | None = None
         self._feeders: list[threading.Thread] = []
         self._teller = Teller()
         self._native: Any = self._open()
@@ -168,6 +169,7 @@ class Pool:
         method = self._ctx.get_start_method()
         if method not in _native.STARTS:
             method = "spawn"
+        _script.expect(method)
         _native.begin_warden(method)
         _ways.follow()
         lender = Lender()
@@ -178,30 +180,34 @@ class Pool:
                 number = next(_setups)
                 _worker.inherited[number] = info
                 try:
-                    native = self._open_native(number, options)
+                    native = self._open_native((number,), options)
                 finally:
                     del _worker.inherited[number]
             else:
+                # The worker runs the script before it reads what of the script's follows.
+                setup = (_script.Prologue(info), info.pop("initializer"), info.pop("initargs"))
                 with lender.spawning():
-                    native = self._open_native(info, options)
+                    native = self._open_native(setup, options)
         except BaseException:
             lender.close()
             raise
-        native._born = self._born
+        native._born = self._born or self._own
         self._register = lender.register
         self._close_lender = weakref.finalize(native, lender.close)
         self._close_lender.atexit = False
         return native
 
-    def _open_native(self, setup: Any, options: dict[str, Any]) -> Any:
+    def _open_native(self, setup: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        make = partial(
+            _Native,
+            self._processes,
+            initializer=_worker.begin,
+            initargs=setup,
+            max_tasks_per_worker=self._maxtasksperchild,
+            **options,
+        )
         try:
-            return _Native(
-                self._processes,
-                initializer=_worker.begin,
-                initargs=(setup,),
-                max_tasks_per_worker=self._maxtasksperchild,
-                **options,
-            )
+            return make() if self._own is None else self._own(make)
         except _pickling.UnpicklableError as exc:
             raise translated(exc) from None
 
@@ -232,6 +238,8 @@ class Pool:
         if method == "fork":
             self._born = _born.Born()
             info["modules"] = self._born.modules
+        else:
+            info["script"], self._own = _script.look()
         return info
 
     # ------------------------------------------------------------------ sending
