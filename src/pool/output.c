@@ -77,14 +77,16 @@ bool tri_worker_output_ok(struct tri_worker *w)
     return false;
 }
 
-/* Is there a backlog?  One that was read to its end gives back its pages. */
+/* Is there a backlog?  One that was read to its end gives back its pages.  One that cannot be is no
+ * reason to wait for ever: a task has scribbled over it. */
 static bool behind(struct tri_worker *w)
 {
     struct tri_worker_line *line = &w->view.worker[w->id];
+    uint64_t there = tri_load_rlx(&line->backlog_put) - tri_load_acq(&line->backlog_got);
 
-    if (tri_load_acq(&line->backlog_got) != tri_load_rlx(&line->backlog_put))
+    if (there && there <= TRI_BACKLOG)
         return true;
-    if (w->backlogged)
+    if (w->backlogged && !there)
         tri_segment_punch(&w->seg, tri_backlog_at(&w->view, w->id), TRI_BACKLOG);
     w->backlogged = false;
     return false;

@@ -229,6 +229,27 @@ static void a_scribbled_backlog_costs_what_is_in_it(void)
     }
 }
 
+static void a_worker_whose_backlog_is_lost_has_the_socket(void)
+{
+    struct tri_worker_line *l;
+    char buf[TRI_OUTPUT_MAX];
+    uint32_t stream;
+    int32_t pid;
+    size_t n;
+
+    set_up();
+    l = &p->view.worker[0];
+    for (int k = 0; k < 2; k++) {
+        tri_store_rel(k ? &l->backlog_put : &l->backlog_got, 7777777777);
+        for (int i = 0; i < 1000; i++) {
+            CHECK(tri_worker_output(&w[0], 1, "again", 5) == 0);
+            while (tri_pool_output(p, &stream, &pid, buf, sizeof buf, &n))
+                CHECK(n == 5 && memcmp(buf, "again", 5) == 0);
+        }
+    }
+    tear_down();
+}
+
 int main(void)
 {
     RUN(a_task_prints_on_while_nobody_reads);
@@ -236,5 +257,6 @@ int main(void)
     RUN(workers_that_print_more_than_there_is_room_for_wait);
     RUN(a_child_of_a_task_has_the_socket_alone);
     RUN(a_scribbled_backlog_costs_what_is_in_it);
+    RUN(a_worker_whose_backlog_is_lost_has_the_socket);
     return 0;
 }
