@@ -13,7 +13,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 # Each variable, and the variable its library reads instead when it is absent.
@@ -142,6 +142,34 @@ def prepare(threads: int) -> None:
     global _plan
     added = {os.fsencode(name): os.fsencode(v) for name, v in thread_env(threads).items()}
     _plan = threads, _setters(os.environ), added
+
+
+def around_fork(fork: Callable[..., object], **options: Any) -> None:
+    """After prepare(), fork: meanwhile OpenBLAS uses no more threads here than there.
+
+    The child inherits the number.  To set it there would start OpenBLAS's threads.
+    """
+    from . import _core
+
+    lent = []
+    try:
+        if _plan is not None:
+            threads = max(1, _plan[0])
+            for setter in _plan[1]:
+                before = _core._get(setter)
+                # A process without other threads is a fork itself, perhaps: they would start here.
+                if before is not None and before > threads and _has_threads():
+                    lent.append((setter, before))
+                    _core._set(setter, threads)
+        fork(**options)
+    finally:
+        for setter, before in lent:
+            if _core._get(setter) == threads:  # else the program has set another meanwhile
+                _core._set(setter, before)
+
+
+def _has_threads() -> bool:
+    return len(os.listdir("/proc/self/task")) > 1
 
 
 # In the fork server: the threads that its variables, which are those of warden_env(), stand for;

@@ -185,6 +185,9 @@ class Pool(_core.PoolBase):
         }
         if kind == "process" and start != "fork":
             self._open_shared(options)
+        elif kind == "process" and threads:
+            self._prepare_fork()
+            sys.modules["trireme._limits"].around_fork(self._open, shared_warden=-1, **options)
         else:
             if kind == "process":
                 self._prepare_fork()

@@ -17,6 +17,9 @@
 #include "base/cpu.h"
 #include "trireme.h"
 
+#include "base/atomic.h"
+#include "base/clock.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -397,11 +400,25 @@ static int count_of_env(const char *env)
     return (int)n;
 }
 
+/* To read this machine's takes 70 us, and who opens a pool asks several times at once. */
+#define QUOTA_NS 20000000
+static _Atomic int64_t quota_read_ns;
+static _Atomic int quota_ceil;
+
 static int least_of_quota(int count, const char *root)
 {
+    int64_t now = tri_now_ns(), read = tri_load_acq(&quota_read_ns);
     struct tri_cgroup cg;
 
-    tri_cgroup_read(root, TRI_CGROUP_CPU, &cg);
+    if (*root || !read || now - read > QUOTA_NS) {
+        tri_cgroup_read(root, TRI_CGROUP_CPU, &cg);
+        if (!*root) {
+            tri_store_rlx(&quota_ceil, cg.cpus_ceil);
+            tri_store_rel(&quota_read_ns, now);
+        }
+    } else {
+        cg.cpus_ceil = tri_load_rlx(&quota_ceil);
+    }
     if (cg.cpus_ceil > 0 && cg.cpus_ceil < count)
         count = cg.cpus_ceil;
     return count;

@@ -51,18 +51,18 @@ def test_settings_imports_and_patches_of_the_top_level(
             import decimal
             import json
             import plugin
-            import socket
+            import threading
 
             decimal.getcontext().prec = 50
             sys.set_int_max_str_digits(0)
-            socket.setdefaulttimeout(7)
+            threading.stack_size(1 << 20)
             json.dumps_nice = lambda value: json.dumps(value, indent=1)
 
             def digits():
                 return len(str(decimal.Decimal(1) / 7)), len(str(10**5000))
 
-            def timeout():
-                return socket.getdefaulttimeout()
+            def stack():
+                return threading.stack_size()
 
             def patched():
                 import json
@@ -76,7 +76,7 @@ def test_settings_imports_and_patches_of_the_top_level(
                 main = sys.modules["__main__"]
                 return __name__, main.__name__, main is sys.modules["__mp_main__"], sys.argv[1:]
 
-            tasks = [digits, timeout, patched, plugins, names]
+            tasks = [digits, stack, patched, plugins, names]
             """
         ),
         method,

@@ -181,7 +181,8 @@ static PyObject *loaded(PyObject *module, PyObject *none)
 struct setter {
     void *lib;
     void (*fn)(int);
-    int *available, *number, *most; /* of OpenBLAS; NULL in any other */
+    int (*get)(void);               /* of OpenBLAS; NULL in any other */
+    int *available, *number, *most; /* of OpenBLAS that shows them */
 };
 
 static void free_setter(PyObject *capsule)
@@ -197,7 +198,7 @@ static void free_setter(PyObject *capsule)
  * functions of an int; else None. */
 static PyObject *find_setter(PyObject *module, PyObject *args)
 {
-    const char *path, *name;
+    const char *path, *name, *found = "";
     struct setter *s;
     PyObject *names, *r;
 
@@ -216,12 +217,20 @@ static PyObject *find_setter(PyObject *module, PyObject *args)
             return NULL;
         }
         *(void **)&s->fn = dlsym(s->lib, name);
+        found = name;
     }
     if (!s->fn) {
         if (s->lib)
             dlclose(s->lib);
         free(s);
         Py_RETURN_NONE;
+    }
+    if (strstr(found, "openblas_set_")) {
+        char getter[64];
+        size_t before = (size_t)(strstr(found, "_set_") - found);
+
+        snprintf(getter, sizeof getter, "%.*s_get_%s", (int)before, found, found + before + 5);
+        *(void **)&s->get = dlsym(s->lib, getter);
     }
     s->available = dlsym(s->lib, "blas_server_avail");
     s->number = dlsym(s->lib, "blas_cpu_number");
@@ -234,12 +243,27 @@ static PyObject *find_setter(PyObject *module, PyObject *args)
     return r;
 }
 
+/* _get(setter) -> how many threads OpenBLAS would use; None of another library. */
+static PyObject *get_threads(PyObject *module, PyObject *capsule)
+{
+    struct setter *s = PyCapsule_GetPointer(capsule, "trireme.setter");
+
+    (void)module;
+    if (!s)
+        return NULL;
+    if (!s->get)
+        Py_RETURN_NONE;
+    return PyLong_FromLong(s->get());
+}
+
 /*
  * _set(setter, n).
  *
  * OpenBLAS ends its threads when the process forks.  To set their number in the child starts them
- * all, to wait for work that the limit keeps from them; and each worker would be longer about its
- * start and its end for it.  While there are none the number is all there is to set.
+ * all, to spin for 80 ms and wait for work that the limit keeps from them; and each worker would be
+ * longer about its start and its end for it.  So what it is already is not set: around_fork() of
+ * _limits.py sees to that.  Older builds show the number itself, and while there are no threads
+ * that is all there is to set.
  */
 static PyObject *set_threads(PyObject *module, PyObject *args)
 {
@@ -253,6 +277,8 @@ static PyObject *set_threads(PyObject *module, PyObject *args)
     s = PyCapsule_GetPointer(capsule, "trireme.setter");
     if (!s)
         return NULL;
+    if (s->get && s->get() == n)
+        Py_RETURN_NONE;
     if (s->available && s->number && s->most && !*s->available && n <= *s->most)
         *s->number = n;
     else
@@ -264,6 +290,7 @@ static PyMethodDef functions[] = {
     {"_loaded", loaded, METH_NOARGS, NULL},
     {"_setter", find_setter, METH_VARARGS, NULL},
     {"_set", set_threads, METH_VARARGS, NULL},
+    {"_get", get_threads, METH_O, NULL},
     {"_set_future_class", set_future_class, METH_O, NULL},
     {"_set_shared_class", set_shared_class, METH_O, NULL},
     {"_reloaded", reloaded, METH_NOARGS, NULL},
