@@ -122,8 +122,8 @@ meson compile -C build-py >/tmp/log 2>&1 || { tail -n 40 /tmp/log; exit 1; }
 meson install -C build-py >/tmp/log 2>&1
 cd tests/py
 python3 -m pytest -q -p no:cacheprovider test_values.py test_codec.py test_maps.py \
-    test_futures.py test_deaths.py test_share.py test_arrays_in_tasks.py test_facade_sync.py \
-    test_facade_queues.py || failed="${failed:-} pytest"
+    test_maps_options.py test_futures.py test_deaths.py test_share.py test_arrays_in_tasks.py \
+    test_facade_sync.py test_facade_queues.py || failed="${failed:-} pytest"
 [ -z "${failed:-}" ] || { echo "FAILED:$failed"; exit 1; }
 JOB
 fi
