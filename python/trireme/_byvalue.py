@@ -452,8 +452,8 @@ def _make_dispatcher(name: str) -> Any:
 
 def _set_dispatcher_state(fn: Any, state: Any) -> None:
     """Register the implementations, and give the function its attributes."""
-    registry, attributes, names = state
-    for cls, implementation in registry.items():
+    implementations, attributes, names = state
+    for cls, implementation in implementations.items():
         fn.register(cls, implementation)
     fn.__dict__.update(attributes)
     for name, value in names.items():

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import sys
 
 from . import _core, _pickling
@@ -90,7 +89,7 @@ class _Reload:
 
 
 def _after(data: bytes) -> bytes:
-    return pickle.dumps(_Reload(data), _pickling.PROTOCOL)
+    return _pickling._dumps(_Reload(data), _pickling.PROTOCOL)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,8 +112,8 @@ def _watch_cells(shell: Any) -> None:
 
 def _cell_begins(*_: Any) -> None:
     """What %autoreload is about to reload, or has just reloaded, is new in workers, too."""
-    magics = _shell.magics_manager.registry.get("AutoreloadMagics")
-    reloader = getattr(magics, "_reloader", None)
+    magic = _shell.find_line_magic("autoreload")  # None until the extension is loaded
+    reloader = getattr(getattr(magic, "__self__", None), "_reloader", None)
     changed = _look()
     if reloader is not None and reloader.enabled:
         for name in changed:

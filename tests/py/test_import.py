@@ -93,6 +93,22 @@ def test_no_future_is_imported_before_one_is_needed(run_script: Any, start: str)
     ]
 
 
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_opening_a_pool_brings_in_nothing_heavy(run_script: Any, start: str) -> None:
+    out, _ = run_script(
+        f"""
+        import sys
+        import trireme as tri
+        there = set(sys.modules)
+        with tri.Pool(2, start={start!r}):
+            pass
+        heavy = {{"pickle", "re", "inspect", "multiprocessing", "cloudpickle", "subprocess"}}
+        print(sorted(heavy & set(sys.modules) - there))
+        """
+    )
+    assert out == "[]\n"
+
+
 def test_every_public_name_is_there(run_script: Any) -> None:
     out, _ = run_script(
         """
