@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "base/clock.h"
@@ -306,6 +307,22 @@ static inline struct tri_pool *bare_pool(uint32_t nworkers, uint32_t nslots, uin
     CHECK(tri_heap_init(&p->heap, &p->view, &p->seg, 0) == 0);
     p->heap.home = tri_kept_home;
     p->heap.home_ctx = p;
+    return p;
+}
+
+/* The owner's half of a pool of processes, and workers that the test plays: they have an output
+ * socket, the same one.  The caller closes w->output_fd. */
+static inline struct tri_pool *bare_pool_played(struct tri_worker *w, uint32_t nworkers)
+{
+    static const struct tri_hooks none;
+    struct tri_pool *p = bare_pool(nworkers, 64, 8u << 20);
+    int fd[2];
+
+    p->output_tail = &p->output_head;
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fd) == 0);
+    p->output_fd = fd[0];
+    for (uint32_t i = 0; i < nworkers; i++)
+        CHECK(tri_worker_attach(&w[i], &p->seg, &none, i, 0, fd[1], true) == 0);
     return p;
 }
 

@@ -6,8 +6,6 @@
  */
 #include "pools.h"
 
-#include <sys/socket.h>
-
 #include "pool/worker.h"
 
 /* The owner's half of a pool, and the workers, which are this test's threads. */
@@ -17,17 +15,8 @@ static int lines[2];
 
 static void set_up(void)
 {
-    static const struct tri_hooks none;
-    int fd[2];
-
-    p = bare_pool(2, 64, 8u << 20);
-    p->output_tail = &p->output_head;
-    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fd) == 0);
-    p->output_fd = fd[0];
-    for (uint32_t i = 0; i < 2; i++) {
-        CHECK(tri_worker_attach(&w[i], &p->seg, &none, i, 0, fd[1], true) == 0);
-        lines[i] = 0;
-    }
+    p = bare_pool_played(w, 2);
+    lines[0] = lines[1] = 0;
 }
 
 static void tear_down(void)

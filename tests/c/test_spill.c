@@ -20,14 +20,7 @@ static struct tri_worker w;
 
 static void set_up(void)
 {
-    static const struct tri_hooks none;
-    int fd[2];
-
-    p = bare_pool(1, 64, 8u << 20);
-    p->output_tail = &p->output_head;
-    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fd) == 0);
-    p->output_fd = fd[0];
-    CHECK(tri_worker_attach(&w, &p->seg, &none, 0, 0, fd[1], true) == 0);
+    p = bare_pool_played(&w, 1);
 }
 
 static void tear_down(void)

@@ -377,6 +377,20 @@ def test_numbers_of_the_streams_agree() -> None:
     )
 
 
+def said_by(source: str, door: str, tmp_path: Path) -> str:
+    """What a program prints that is told the name of a door, and a folder to write to."""
+    script = tmp_path / "program.py"
+    script.write_text(source)
+    done = subprocess.run(
+        [sys.executable, str(script), door, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
 AT_EXIT = """
 import logging, os, sys, time
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -398,24 +412,15 @@ else:
     pool = trireme.multiprocessing.Pool(2)
     futures = [pool.apply_async(task, (x,)) for x in range(3)]
 while not all(os.path.exists(f"{sys.argv[2]}/ended{x}") for x in range(3)):
-    time.sleep(0.01)
-time.sleep(0.5)  # nobody looks
+    time.sleep(0.01)  # nobody looks
 """
 
 
 @pytest.mark.parametrize("door", ["native", "default", "Pool"])
 def test_what_is_left_at_exit_is_shown(tmp_path: Path, door: str) -> None:
-    script = tmp_path / "left.py"
-    script.write_text(AT_EXIT)
-    done = subprocess.run(
-        [sys.executable, str(script), door, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    out = said_by(AT_EXIT, door, tmp_path)
     said = {f"{what} {x}" for what in ("task", "log of") for x in range(3)}
-    assert set(done.stdout.splitlines()) == said
+    assert set(out.splitlines()) == said
 
 
 UNSEEN = """
@@ -448,17 +453,9 @@ for future in futures:
 
 @pytest.mark.parametrize("door", ["native", "Pool"])
 def test_tasks_print_on_while_nobody_looks(tmp_path: Path, door: str) -> None:
-    script = tmp_path / "unseen.py"
-    script.write_text(UNSEEN)
-    done = subprocess.run(
-        [sys.executable, str(script), door, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    out = said_by(UNSEEN, door, tmp_path)
     of_task: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
+    for line in out.splitlines():
         of_task.setdefault(line[0], []).append(line[2:])
     said = [line for i in range(3000) for line in ([f"{i}"] + [f"log {i}"] * (i % 10 == 0))]
     for k in range(4):

@@ -43,8 +43,8 @@ def script(top: str) -> str:
 def test_settings_imports_and_patches_of_the_top_level(
     write: Any, program: Any, method: str
 ) -> None:
-    write("plugin.py", "import registry\nregistry.names.append('plugin')\n")
-    write("registry.py", "names = []\n")
+    write("plugin.py", "import catalog\ncatalog.names.append('plugin')\n")
+    write("catalog.py", "names = []\n")
     out = program(
         script(
             """
@@ -69,8 +69,8 @@ def test_settings_imports_and_patches_of_the_top_level(
                 return json.dumps_nice([1])
 
             def plugins():
-                import registry
-                return registry.names
+                import catalog
+                return catalog.names
 
             def names():
                 main = sys.modules["__main__"]
@@ -147,7 +147,7 @@ def test_classes_that_others_have_kept_are_those_that_arrive(
     write: Any, program: Any, method: str
 ) -> None:
     write(
-        "registry.py",
+        "catalog.py",
         """
         classes = {}
 
@@ -165,9 +165,9 @@ def test_classes_that_others_have_kept_are_those_that_arrive(
         script(
             """
             import abc
-            import registry
+            import catalog
 
-            @registry.add
+            @catalog.add
             class Model:
                 size = 1
 
@@ -177,7 +177,7 @@ def test_classes_that_others_have_kept_are_those_that_arrive(
                 def value(self):
                     return self.v * self.size
 
-            class Registered(registry.Base, metaclass=abc.ABCMeta):
+            class Registered(catalog.Base, metaclass=abc.ABCMeta):
                 __slots__ = ("v",)
 
                 def __init__(self, v):
@@ -187,14 +187,14 @@ def test_classes_that_others_have_kept_are_those_that_arrive(
                     return self.v
 
             def make(name):
-                made = registry.classes[name](5)
+                made = catalog.classes[name](5)
                 return isinstance(made, globals()[name]), made.value(), made
 
             def model():
-                return isinstance(registry.classes["Model"](1), Model), Model.size
+                return isinstance(catalog.classes["Model"](1), Model), Model.size
 
             def registered():
-                made = registry.classes["Registered"](5)
+                made = catalog.classes["Registered"](5)
                 return isinstance(made, Registered), made.value()
 
             tasks = [model, registered]
@@ -435,9 +435,7 @@ def test_what_the_guarded_block_binds_arrives(write: Any, tmp_path: Any, method:
 
 
 @STARTS
-def test_what_the_top_level_prints_is_printed_once(
-    write: Any, tmp_path: Any, method: str
-) -> None:
+def test_what_the_top_level_prints_is_printed_once(write: Any, tmp_path: Any, method: str) -> None:
     source = """
         import multiprocessing
         import sys
