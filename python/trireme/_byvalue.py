@@ -3,13 +3,11 @@
 
 They make by-value code behave like the code the user wrote:
 
-Namespaces.  Every by-value function of one module shares one dictionary of globals in a worker, so
-that an initializer that says ``global model`` is seen by the task functions.  The owner stamps
-each global with a version; a worker keeps its own binding until the owner really binds another
-value, so ``model = None`` in the script does not undo what the initializer did.  Nor does ``cache =
-{}``: an object that can change in place has a new version when a digest of its pickle is another.
-A name that was sent and is not bound any more has a version too: the worker removes what it
-received.
+Namespaces.  Every by-value function of one module shares one dictionary of globals in a worker,
+which keeps its own binding of a global until the owner really binds another value: _bindings.py.
+The owner stamps each global with a version.  An object that can change in place, as in ``cache =
+{}``, has a new version when a digest of its pickle is another.  A name that was sent and is not
+bound any more has a version too: the worker removes what it received.
 
 A local function of an importable module that uses the module's functions or state runs on the
 worker's own import of it instead.
@@ -33,12 +31,11 @@ import types
 from _thread import _local
 from io import BytesIO
 
-from . import _core, _enums
+from . import _bindings, _core, _enums
 from ._importable import (
     MISSING,
     _found_by_name,
     _namespace_key,
-    _namespaces,
     _resolve,
     _strange,
 )
@@ -50,8 +47,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROTOCOL = 5
-
-_loads = pickle.loads
 
 
 def expects_code(inherited: bool = False) -> bool:
@@ -85,10 +80,6 @@ _last_version = 0
 # Owner: those whose digest is being made, which may lead to themselves; by thread.
 _digesting = _local()
 
-# Worker: module -> name -> version received.
-_received: dict[str, dict[str, int]] = {}
-# Worker, a fork whose tasks go by name: modules whose by-value functions live in the module itself.
-_inherited: set[str] = set()
 # Owner, by thread: `born` is what the workers for whom it pickles have inherited, or is not there;
 # see multiprocessing/_born.py.  `own` is what workers leave of the script's globals that they have
 # themselves, see multiprocessing/_script.py.
@@ -104,16 +95,7 @@ class _Globals(dict):  # type: ignore[type-arg]
         super().__init__(seed, __name__=module)
 
     def __reduce__(self) -> Any:
-        return _namespace, (self["__name__"], dict(self))
-
-
-def _namespace(module: str, seed: dict[str, Any]) -> dict[str, Any]:
-    """Worker: the globals shared by all by-value functions of *module*."""
-    found = _namespaces.get(module)
-    if found is None:
-        found = vars(sys.modules[module]) if module in _inherited else seed
-        _namespaces[module] = found
-    return found
+        return _bindings.namespace, (self["__name__"], dict(self))
 
 
 class _ModuleGlobals(dict):  # type: ignore[type-arg]
@@ -241,31 +223,6 @@ def _leave_behind(module: str, bound: dict[str, Any]) -> tuple[str, ...]:
     return names
 
 
-def _set_function_state(fn: Any, state: Any) -> None:
-    """Worker: give a by-value function its state, keeping bindings the owner did not change."""
-    setter, inner, module, versions, left = state
-    for name in left:
-        # An initializer may have set it.  Else a fork has it in the module itself.
-        value = getattr(sys.modules.get(module), name, MISSING)
-        if value is not MISSING:
-            fn.__globals__.setdefault(name, value)
-    received = _received.setdefault(module, {})
-    incoming = inner[1]["__globals__"]
-    current = fn.__globals__
-    for name, version in versions.items():
-        last = received.get(name, 0)
-        deleted = name not in incoming
-        # Versions of one owner only grow; a message that waited long must not bring old ones back.
-        same_owner = last >> 32 == version >> 32
-        if same_owner and (last > version or last == version and (deleted or name in current)):
-            incoming.pop(name, None)
-            continue
-        received[name] = version
-        if deleted and last:
-            current.pop(name, None)
-    setter(fn, inner)
-
-
 # ---------------------------------------------------------------------------------------------
 # Classes by value
 # ---------------------------------------------------------------------------------------------
@@ -283,8 +240,9 @@ _own_classes: Any = None
 # emptied when a program that makes classes without end has filled it.
 _class_pickles: dict[type, _ClassPickle] = {}
 _CLASSES_MAX = 1024
-# Worker: id of a class -> (the version of the pickle it was loaded from, weak reference to it).
-_loaded_classes: dict[str, tuple[int, Any]] = {}
+# Worker: id of a class -> (the version of the pickle it was loaded from, weak reference to it, the
+# versions of its functions' globals).
+_loaded_classes: dict[str, tuple[int, Any, Any]] = {}
 
 
 def _class_tables() -> None:
@@ -301,7 +259,7 @@ def _class_tables() -> None:
 
 def become_worker() -> None:
     """Forget, in a fork of the owner, that its classes were born here: their news is welcome."""
-    _inherited.clear()
+    _bindings.inherited.clear()
     if _own_classes is not None:
         _own_classes.clear()
 
@@ -368,13 +326,14 @@ def _load_class(tracker: str, version: int, data: bytes) -> type:
     if loaded is not None and loaded[0] == version:
         cls = loaded[1]()
         if cls is not None:
+            _bindings.use_part(loaded[2])
             return cls  # type: ignore[no-any-return]
     import weakref
 
-    cls = _loads(data)
+    cls, versions = _bindings.load_part(data)
     if len(_loaded_classes) >= _CLASSES_MAX:
         _loaded_classes.clear()
-    _loaded_classes[tracker] = (version, weakref.ref(cls))
+    _loaded_classes[tracker] = (version, weakref.ref(cls), versions)
     return cls  # type: ignore[no-any-return]
 
 
@@ -608,7 +567,7 @@ def _by_value_pickler() -> Any:
             left = _leave_behind(module, state[1]["__globals__"])
             versions = _versions(module, obj, state[1]["__globals__"])
             state = (setter, state, module, versions, left)
-            return maker, args, state, None, None, _set_function_state
+            return maker, args, state, None, None, _bindings.set_function_state
 
         def _check_way(self, kind: type) -> None:
             if all(base.__module__ not in _CONNECTIONS for base in kind.__mro__):

@@ -48,6 +48,7 @@ struct state {
     PyObject *shared_type; /* trireme._share.Shared once it is imported; NULL: none exists yet */
     PyObject *give_way;    /* a function of Python that does nothing: see struct pace */
     bool own_arguments;    /* in a facade's worker: what a task is given is its own, to write to */
+    uint64_t rebindings;   /* worker: of globals of functions that were loaded before */
     uint64_t reloads;      /* of modules: functions that were sent before are not right any more */
     uint64_t secret[8];    /* of digests; 0: not yet drawn */
     bool signals_said;     /* by a fork server: see own_signals() */
@@ -115,6 +116,7 @@ struct core {
     Py_ssize_t refs;
     bool ended;
     struct thread_ctx thread;
+    struct FnObject *newest_fn; /* of those that live; each knows the next older one */
 };
 void core_hold(struct core *c);
 void core_drop(struct core *c);
@@ -193,8 +195,11 @@ typedef struct FnObject {
     uint64_t id, off;
     uint64_t reloads; /* of modules, when it was pickled */
     uint32_t len;
-    bool shared_task; /* volatile: valid for one call only */
+    bool remembered;                /* in the pool's table */
+    struct FnObject *older, *newer; /* of its pool, while they live */
 } FnObject;
+
+#define FN_HEAD 8 /* bytes before the pickle: see fn.c */
 
 /* The Function for fn in this pool: cached, or sent now. */
 FnObject *pool_function(PoolObject *pool, PyObject *fn);

@@ -8,18 +8,55 @@
  * captured something which can change in place is pickled anew, and the bytes are compared.
  * Workers cache by id, so the same bytes get the same id.  After a reload of any module all are
  * pickled anew: see _reload.py.
+ *
+ * Before the pickle a worker reads the id of the oldest Function that still had tasks when this one
+ * was sent: what only older ones need it may forget, see _bindings.py.  Whether one has tasks is
+ * told by who else refers to it than the pool's own memory.
  */
 #include "ext.h"
+
+static bool has_tasks(const PoolObject *pool, FnObject *f)
+{
+    return Py_REFCNT(f) > (f->remembered ? 1 : 0) + (pool->last_fn == (PyObject *)f ? 1 : 0);
+}
+
+/* The id of the oldest Function of the pool that has tasks, and `own` if none has. */
+static uint64_t oldest_with_tasks(const PoolObject *pool, uint64_t own)
+{
+    for (FnObject *f = pool->core->newest_fn; f; f = f->older) {
+        if (has_tasks(pool, f))
+            own = f->id; /* ids grow */
+    }
+    return own;
+}
+
+static void fn_link(FnObject *f)
+{
+    f->older = f->core->newest_fn;
+    if (f->older)
+        f->older->newer = f;
+    f->core->newest_fn = f;
+}
+
+static void fn_unlink(FnObject *f)
+{
+    if (f->newer)
+        f->newer->older = f->older;
+    else if (f->core->newest_fn == f)
+        f->core->newest_fn = f->older;
+    if (f->older)
+        f->older->newer = f->newer;
+}
 
 static void fn_dealloc(FnObject *f)
 {
     PyTypeObject *type = Py_TYPE(f);
 
     PyObject_GC_UnTrack(f);
+    fn_unlink(f);
     if (f->off && !tri_pool_is_fork(f->core->p))
         tri_pool_block_free(f->core->p, f->off);
-    if (f->core)
-        core_drop(f->core);
+    core_drop(f->core);
     Py_XDECREF(f->fn);
     Py_XDECREF(f->watch);
     Py_XDECREF(f->pickled);
@@ -139,6 +176,8 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
     struct tri_pool *p = pool->core->p;
     FnObject *f;
     PyObject *pickled, *watch;
+    uint64_t oldest;
+    char *to;
 
     if (state_late_imports(st) < 0)
         return NULL;
@@ -163,7 +202,7 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
         return (FnObject *)Py_NewRef(old);
     }
     /* A slot has 32 bits for the length. */
-    if (PyBytes_GET_SIZE(pickled) > UINT32_MAX) {
+    if (PyBytes_GET_SIZE(pickled) > UINT32_MAX - FN_HEAD) {
         PyErr_Format(PyExc_ValueError,
                      "the function and what it captured are %zd bytes; 4 GiB is the most that "
                      "travels with a function: pass large objects as arguments, or share() them",
@@ -185,7 +224,11 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
     f->pickled = pickled;
     f->reloads = st->reloads;
     f->id = ++pool->next_fn_id;
-    f->len = (uint32_t)PyBytes_GET_SIZE(pickled);
+    f->older = f->newer = NULL;
+    f->remembered = false;
+    oldest = oldest_with_tasks(pool, f->id);
+    fn_link(f);
+    f->len = FN_HEAD + (uint32_t)PyBytes_GET_SIZE(pickled);
     f->off = tri_pool_block_new(p, f->len);
     PyObject_GC_Track(f);
     if (!f->off) {
@@ -193,19 +236,33 @@ static FnObject *fn_send(PoolObject *pool, PyObject *fn, FnObject *old)
         PyErr_NoMemory();
         return NULL;
     }
-    memcpy(tri_pool_at(p, f->off), PyBytes_AS_STRING(pickled), f->len);
+    to = tri_pool_at(p, f->off);
+    memcpy(to, &oldest, FN_HEAD);
+    memcpy(to + FN_HEAD, PyBytes_AS_STRING(pickled), f->len - FN_HEAD);
     return f;
+}
+
+/* Take one from the pool's memory; f: its entry.  0 or -1 with an exception. */
+static int forget_function(PoolObject *pool, PyObject *key, FnObject *f)
+{
+    int err;
+
+    f->remembered = false; /* before it may be freed */
+    Py_INCREF(key);        /* the entry's own */
+    err = PyDict_DelItem(pool->fns, key);
+    Py_DECREF(key);
+    return err;
 }
 
 /* Functions made anew for every call must not pile up, nor must what they have captured. */
 static int keep_function(PoolObject *pool, PyObject *key, FnObject *f)
 {
     uint64_t bytes = f->len;
-    PyObject *one;
+    PyObject *one = PyDict_GetItemWithError(pool->fns, key); /* an older version of it */
     Py_ssize_t at = 0;
 
-    if (PyDict_DelItem(pool->fns, key) < 0) /* an older version of it */
-        PyErr_Clear();
+    if ((one && forget_function(pool, key, (FnObject *)one) < 0) || (!one && PyErr_Occurred()))
+        return -1;
     while (PyDict_Next(pool->fns, &at, NULL, &one))
         bytes += ((FnObject *)one)->len;
     while (PyDict_GET_SIZE(pool->fns) >= FNS_MAX ||
@@ -215,14 +272,13 @@ static int keep_function(PoolObject *pool, PyObject *key, FnObject *f)
         at = 0;
         PyDict_Next(pool->fns, &at, &oldest, &one);
         bytes -= ((FnObject *)one)->len;
-        Py_INCREF(oldest);
-        if (PyDict_DelItem(pool->fns, oldest) < 0) {
-            Py_DECREF(oldest);
+        if (forget_function(pool, oldest, (FnObject *)one) < 0)
             return -1;
-        }
-        Py_DECREF(oldest);
     }
-    return PyDict_SetItem(pool->fns, key, (PyObject *)f);
+    if (PyDict_SetItem(pool->fns, key, (PyObject *)f) < 0)
+        return -1;
+    f->remembered = true;
+    return 0;
 }
 
 FnObject *pool_function(PoolObject *pool, PyObject *fn)

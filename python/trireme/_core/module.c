@@ -115,6 +115,14 @@ static PyObject *reloaded(PyObject *module, PyObject *none)
     Py_RETURN_NONE;
 }
 
+/* _bindings.py: the function that was run last may not have its globals any more. */
+static PyObject *globals_changed(PyObject *module, PyObject *none)
+{
+    (void)none;
+    state_of(module)->rebindings++;
+    Py_RETURN_NONE;
+}
+
 static PyObject *cpu_count(PyObject *module, PyObject *physical)
 {
     int yes = PyObject_IsTrue(physical);
@@ -294,6 +302,7 @@ static PyMethodDef functions[] = {
     {"_set_future_class", set_future_class, METH_O, NULL},
     {"_set_shared_class", set_shared_class, METH_O, NULL},
     {"_reloaded", reloaded, METH_NOARGS, NULL},
+    {"_globals_changed", globals_changed, METH_NOARGS, NULL},
     {"_own_arguments", own_arguments, METH_NOARGS, NULL},
     {"_expect_forks", expect_forks, METH_NOARGS, NULL},
     {"_digest", digest, METH_O, NULL},

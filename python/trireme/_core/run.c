@@ -124,19 +124,74 @@ static int put_value(struct tri_worker *w, struct state *st, PyObject *value)
 
 /* ------------------------------------------------------------------ one task */
 
+/* What follows uses these of _bindings.py, once a function comes by value.  0 or -1. */
+static int find_bindings(struct local *l)
+{
+    PyObject *module = l->load_function ? NULL : imported("trireme._bindings");
+
+    if (module) {
+        l->load_function = PyObject_GetAttrString(module, "load_function");
+        l->run_again = PyObject_GetAttrString(module, "run_again");
+        l->sent_with = PyObject_GetAttrString(module, "_sent_with");
+        l->aside = PyObject_GetAttrString(module, "_aside");
+        Py_DECREF(module);
+    }
+    if (!l->load_function || !l->run_again || !l->sent_with || !l->aside)
+        return -1;
+    if (PyDict_Check(l->sent_with) && PyDict_Check(l->aside))
+        return 0;
+    PyErr_SetString(PyExc_SystemError, "trireme: _bindings has no tables");
+    return -1;
+}
+
+/*
+ * The other functions are not its business: a fork of the owner that runs Python for each would
+ * write to the pages of that.
+ */
+static bool has_bindings(const char *pickled, size_t n)
+{
+    static const char name[] = "trireme._bindings";
+
+    return memmem(pickled, n, name, sizeof name - 1) != NULL;
+}
+
 static PyObject *function_read(const struct tri_worker *w, struct local *l,
                                const struct tri_slot *s)
 {
-    PyObject *fn, *data;
+    char *at = (char *)w->view.base + s->fn_off;
+    PyObject *fn = NULL, *data;
+    uint64_t oldest;
 
     if (state_late_imports(l->st) < 0)
         return NULL;
-    data = PyMemoryView_FromMemory((char *)w->view.base + s->fn_off, s->fn_len, PyBUF_READ);
-    fn = data ? PyObject_CallOneArg(l->st->loads, data) : NULL;
+    if (s->fn_len < FN_HEAD) {
+        PyErr_SetString(PyExc_RuntimeError, "a task came without its function");
+        return NULL;
+    }
+    memcpy(&oldest, at, FN_HEAD);
+    at += FN_HEAD;
+    data = PyMemoryView_FromMemory(at, s->fn_len - FN_HEAD, PyBUF_READ);
+    if (data && !has_bindings(at, s->fn_len - FN_HEAD))
+        fn = PyObject_CallOneArg(l->st->loads, data);
+    else if (data && find_bindings(l) == 0)
+        fn = PyObject_CallFunction(l->load_function, "OKK", data, (unsigned long long)s->fn_id,
+                                   (unsigned long long)oldest);
     Py_XDECREF(data);
     if (fn)
         Py_SETREF(fn, reveal_function(l->st, fn));
     return fn;
+}
+
+/* A function that was loaded before has its globals as they were when it was sent.  0 or -1. */
+static int function_again(struct local *l, PyObject *key)
+{
+    PyObject *r;
+
+    if (!l->aside || PyDict_GET_SIZE(l->aside) == 0)
+        return 0;
+    r = PyObject_CallOneArg(l->run_again, key);
+    Py_XDECREF(r);
+    return r ? 0 : -1;
 }
 
 /*
@@ -167,14 +222,14 @@ static PyObject *function_of(struct tri_worker *w, struct local *l, const struct
     PyObject *key, *known, *fn = NULL;
     int stays = 0;
 
-    if (l->last_fn && l->last_id == s->fn_id)
+    if (l->last_fn && l->last_id == s->fn_id && l->rebindings == l->st->rebindings)
         return Py_NewRef(l->last_fn);
     key = PyLong_FromUnsignedLongLong(s->fn_id);
     if (!key)
         return NULL;
     known = PyDict_GetItemWithError(l->fns, key);
     if (known && known != Py_None) {
-        fn = Py_NewRef(known);
+        fn = function_again(l, key) == 0 ? Py_NewRef(known) : NULL;
         stays = 1;
     } else if (known || !PyErr_Occurred()) {
         fn = function_read(w, l, s);
@@ -184,6 +239,8 @@ static PyObject *function_of(struct tri_worker *w, struct local *l, const struct
                 l->last_fn = NULL;
                 l->fns_bytes = s->fn_len;
                 PyDict_Clear(l->fns);
+                if (l->sent_with)
+                    PyDict_Clear(l->sent_with);
             }
             stays = function_stays(l, fn);
             if (stays < 0 || PyDict_SetItem(l->fns, key, stays ? fn : Py_None) < 0)
@@ -194,6 +251,7 @@ static PyObject *function_of(struct tri_worker *w, struct local *l, const struct
     if (fn && stays > 0) {
         l->last_fn = fn; /* the table holds it */
         l->last_id = s->fn_id;
+        l->rebindings = l->st->rebindings;
     }
     return fn;
 }

@@ -17,9 +17,11 @@ struct local {
     PyObject *worker; /* trireme._worker */
     PyObject *flush;
     PyObject *worker_dict, *written;
+    PyObject *load_function, *run_again, *sent_with, *aside; /* of _bindings.py */
     uint64_t last_id;
-    PyObject *last_fn; /* borrowed from fns */
-    PyThreadState *ts; /* threads */
+    PyObject *last_fn;   /* borrowed from fns */
+    uint64_t rebindings; /* state's, when last_fn had all its globals as they are to be */
+    PyThreadState *ts;   /* threads */
     struct pace pace;
 };
 

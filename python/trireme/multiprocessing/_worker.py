@@ -247,9 +247,9 @@ def live(begun: Callable[[], None]) -> None:
 
 def keep(modules: Iterable[str]) -> None:
     """Have functions that arrive by value for these modules, inherited by a fork, live in them."""
-    from trireme import _byvalue
+    from trireme import _bindings
 
-    _byvalue._inherited.update(modules)
+    _bindings.inherited.update(modules)
 
 
 def _results_by_name() -> None:
